@@ -1,0 +1,46 @@
+"""The exception tree. Everything a user can cause is a `MeshwrightError`; anything else that escapes is our bug.
+
+    MeshwrightError            exit code
+    ├── UnknownNameError        4   model, hardware, precision, ... (known names and the nearest)
+    ├── ProfileError            4   a hardware profile or cluster string breaks a rule
+    ├── PlanFileError           4   a plan file breaks its schema
+    ├── ModelSourceError        4   a model file, factory or config that gives no model
+    ├── TraceError              4   a model that cannot be traced: FQN, source line, what to do
+    ├── OutputExistsError       4   a file is there already and --force was not given
+    ├── UsageError              2   settings that contradict each other or break a rule of arithmetic
+    └── NoPlanError             3   nothing fits: the limits that collide, and changes that do fit
+"""
+
+from __future__ import annotations
+
+from hardware_profiles.errors import MeshwrightError as MeshwrightError
+from hardware_profiles.errors import ProfileError as ProfileError
+from hardware_profiles.errors import UnknownNameError as UnknownNameError
+
+
+class PlanFileError(MeshwrightError):
+    """A plan file that breaks its schema: file, field, value, rule."""
+
+
+class ModelSourceError(MeshwrightError):
+    """A model name that leads to a file, factory or config from which no model can be had."""
+
+
+class TraceError(MeshwrightError):
+    """A model that cannot be traced: the module's FQN, the source line, the cause and what to do."""
+
+
+class OutputExistsError(MeshwrightError):
+    """The output file is there already."""
+
+
+class UsageError(MeshwrightError):
+    """Settings that contradict each other: the rule with its numbers."""
+
+    exit_code = 2
+
+
+class NoPlanError(MeshwrightError):
+    """No candidate is feasible: why, with numbers, and re-solved changes that are."""
+
+    exit_code = 3

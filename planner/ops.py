@@ -1,0 +1,152 @@
+"""What one ATen call does, from its name and shapes alone: kind, FLOP, GEMM dims, bytes moved.
+
+Shapes are passed in, so the same functions price the whole tensor and one device's shard of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from planner.graph import ITEM_BYTES, Block, Op
+
+Shape = tuple[int, ...]
+Shapes = Sequence[Shape]
+"""Shape of every value of a block, by value index."""
+
+MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+CONVOLUTION = {"convolution", "convolution_backward"}
+ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+}  # fmt: skip
+ATTENTION_BACKWARD = {f"{name}_backward" for name in ATTENTION}
+ATTENTION_BACKWARD |= {"_scaled_dot_product_flash_attention_for_cpu_backward"}
+COMPUTE_HEAVY = MATMUL | CONVOLUTION | ATTENTION
+"""Forward calls whose results selective recomputation keeps."""
+ALLOCATION = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+LOOKUP = {"embedding", "index", "index_select", "gather", "select", "slice"}
+"""Calls that read of their first argument only what they return."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """``groups`` independent products [m, k] x [k, n]."""
+
+    groups: int
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flop(self) -> int:
+        """2 m n k per group: a multiply and an add each."""
+        return 2 * self.groups * self.m * self.n * self.k
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """softmax(q k^T) v over [batch, heads, q_len, head_dim]; ``value_dim`` may differ from ``head_dim`` (MLA)."""
+
+    batch: int
+    heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+    value_dim: int
+    causal: bool
+    backward: bool
+
+    @property
+    def flop(self) -> int:
+        """FLOP without credit for causal skipping, as torch.utils.flop_counter counts them.
+
+        Forward: q k^T and p v. Backward: the scores again, dp = do v^T, dv = p^T do, dq = ds k, dk = ds^T q.
+        """
+        scores = self.batch * self.heads * self.q_len * self.kv_len
+        qk, pv = 2 * scores * self.head_dim, 2 * scores * self.value_dim
+        return 3 * qk + 2 * pv if self.backward else qk + pv
+
+
+def gemms(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
+    """Matrix products of a call; a convolution counts as its implicit GEMMs (im2col), none for any other call."""
+    if op.name in CONVOLUTION:
+        return _convolution(op, shapes)
+    if op.name not in MATMUL:
+        return ()
+    a, b = (shapes[v] for v in op.inputs[-2:]) if op.name != "_grouped_mm" else (shapes[v] for v in op.inputs[:2])
+    if len(op.inputs) == 1:
+        a = b = shapes[op.inputs[0]]
+    if op.name == "_grouped_mm":
+        return (_grouped(a, b, shapes[op.outputs[0]]),)
+    groups = a[0] if len(a) == 3 else 1
+    return (Gemm(groups, m=a[-2], n=b[-1], k=a[-1]),)
+
+
+def _grouped(a: Shape, b: Shape, out: Shape) -> Gemm:
+    """[T, k] x [G, k, n]: rows are shared out over G groups. [m, T] x [T, n] -> [G, m, n]: the contraction is."""
+    if len(a) == 2 and len(b) == 3:
+        return Gemm(groups=b[0], m=max(1, a[0] // b[0]), n=b[2], k=b[1])
+    if len(a) == 2 and len(b) == 2:
+        return Gemm(groups=out[0], m=a[0], n=b[1], k=max(1, a[1] // out[0]))
+    return Gemm(groups=a[0], m=a[-2], n=b[-1], k=a[-1])
+
+
+def _convolution(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
+    """Output positions x output channels x (input channels per group x kernel), per group; backward once per gradient."""
+    backward = op.name == "convolution_backward"
+    given, second, *rest = (shapes[v] for v in op.inputs)
+    out, weight = (given, rest[0]) if backward else (shapes[op.outputs[0]], second)
+    groups = next(arg for arg in reversed(op.args) if type(arg) is int)
+    positions = out[0] * prod(out[2:])
+    forward = Gemm(groups, m=positions, n=weight[0] // groups, k=prod(weight[1:]))
+    if not backward:
+        return (forward,)
+    input_grad = Gemm(groups, m=positions, n=forward.k, k=forward.n)
+    weight_grad = Gemm(groups, m=forward.n, n=forward.k, k=positions)
+    mask = op.args[-1]
+    assert isinstance(mask, tuple)
+    return tuple(g for g, wanted in zip((input_grad, weight_grad), mask[:2], strict=True) if wanted)
+
+
+def attention(op: Op, shapes: Shapes) -> Attention | None:
+    """The fused attention that a call runs, if it is one."""
+    backward = op.name in ATTENTION_BACKWARD
+    if not backward and op.name not in ATTENTION:
+        return None
+    refs = [shapes[v] for v in op.inputs]
+    q, k, v = refs[1:4] if backward else refs[:3]
+    causal = any(arg is True for arg in op.args)
+    return Attention(
+        batch=q[0], heads=q[1], q_len=q[2], kv_len=k[2], head_dim=q[3], value_dim=v[3], causal=causal, backward=backward
+    )
+
+
+def flop(op: Op, shapes: Shapes) -> int:
+    """FLOP of matrix products, convolutions and attention; pointwise work is priced by bytes and counts as none.
+
+    The convention of ``torch.utils.flop_counter``.
+    """
+    fused = attention(op, shapes)
+    return fused.flop if fused else sum(gemm.flop for gemm in gemms(op, shapes))
+
+
+def is_free(op: Op, block: Block) -> bool:
+    """Whether a call launches no kernel: views and bare allocations."""
+    if op.name in ALLOCATION:
+        return True
+    if op.name.endswith("_") or not op.outputs:
+        return False
+    sources = {block.values[v].storage for v in op.inputs}
+    return all(block.values[v].storage in sources for v in op.outputs)
+
+
+def moved_bytes(op: Op, block: Block, shapes: Shapes) -> int:
+    """Bytes that a call reads and writes: each argument and result once, lookups only what they return."""
+    written = sum(prod(shapes[v]) * ITEM_BYTES[block.values[v].dtype] for v in op.outputs)
+    read = op.inputs
+    if op.name in LOOKUP:
+        written *= 2
+        read = read[1:]
+    return written + sum(prod(shapes[v]) * ITEM_BYTES[block.values[v].dtype] for v in read)

@@ -1,0 +1,157 @@
+"""The Plan: one frozen value that says everything a runtime needs; the only thing that travels further than the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodels.breakdown import Breakdown
+from planner.job import Constraints, Job
+
+SCHEMA_VERSION = 1
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+"""Mesh axes, outer to inner: neighbouring ranks differ in ``tp`` first, so the chattiest axis gets the nearest links."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One point of the searched space."""
+
+    pp: int
+    dp_replicate: int
+    dp_shard: int
+    tp: int
+    sequence_parallel: bool
+    """Activations outside the tensor-parallel regions are sharded over ``tp`` along the sequence."""
+    zero_stage: int
+    """What ``dp_shard`` shards: 0 nothing (``dp_shard`` = 1), 1 optimizer states, 2 and gradients, 3 and parameters."""
+    microbatch_size: int
+    """Samples per data-parallel rank and microbatch."""
+    num_microbatches: int
+    recompute: str
+    """``none``, ``selective`` (only GEMM and attention outputs are kept) or ``full`` (only block inputs are kept)."""
+
+    @property
+    def data_parallel(self) -> int:
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def num_devices(self) -> int:
+        return self.pp * self.data_parallel * self.tp
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamLayout:
+    """Placements of all parameters whose FQN matches ``pattern`` (``*`` stands for one path component)."""
+
+    pattern: str
+    placements: Mapping[str, str]
+    """Mesh axis -> DTensor placement, ``R`` or ``S(dim)``; ``pp`` is absent: it places whole blocks."""
+    num_chunks: int = 1
+    """Along the ``tp`` dim the tensor is ``num_chunks`` equal tensors stored one after another (fused QKV): each is
+    sharded on its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A run of blocks on one pipeline position."""
+
+    modules: tuple[str, ...]
+    """FQNs of the modules that the stage owns, in execution order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMemory:
+    """Peak memory of one device of a stage, by part; the total is their sum."""
+
+    parts: Mapping[str, int]
+    """``parameters``, ``gradients``, ``optimizer``, ``activations``, ``gathered_parameters``, ``buffers``, ... in bytes."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    breakdown: Breakdown
+    tokens_per_s: float
+    """Tokens (samples for models without a sequence) per second over the whole cluster."""
+    mfu: float
+    """Model FLOP (forward + backward as traced, no recomputation; causal attention counted in full, as
+    ``torch.utils.flop_counter`` does) per second over the cluster's dense peak."""
+    memory: tuple[StageMemory, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def step_s(self) -> float:
+        return self.breakdown.step_s
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(stage.total_bytes for stage in self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """How the plan was found."""
+
+    candidates: int
+    """Points of the enumerated space; = priced + the sum of ``rejected``."""
+    priced: int
+    rejected: Mapping[str, int]
+    """Reason -> number of candidates; ``bound`` are those that provably cannot beat what was already found."""
+    bound_s: float
+    """No candidate of the space has a smaller ``step_s``."""
+
+    def gap(self, step_s: float) -> float:
+        """Relative distance of a plan to the proven bound; 0 = proven best of the space."""
+        return step_s / self.bound_s - 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanInputs:
+    """What the plan was computed from; equal inputs give equal plans."""
+
+    model: str
+    model_sha256: str
+    num_parameters: int
+    hardware: str
+    hardware_sha256: str
+    hardware_evidence: str
+    device_memory_bytes: int
+    num_devices: int
+    job: Job
+    constraints: Constraints
+    torch_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    inputs: PlanInputs
+    candidate: Candidate
+    layouts: tuple[ParamLayout, ...]
+    stages: tuple[Stage, ...]
+    schedule: str
+    """Name as in ``torch.distributed.pipelining`` (``1F1B``)."""
+    predicted: Prediction
+    search: SearchReport
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A runner-up: the best plan with another mesh than any plan above it."""
+
+    candidate: Candidate
+    predicted: Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """What ``planner.plan`` returns: the plan, its runners-up and how long it took (never part of the plan)."""
+
+    plan: Plan
+    alternatives: tuple[Alternative, ...]
+    seconds: Mapping[str, float]
+    """Wall seconds of ``capture``, ``search`` and ``total``."""
