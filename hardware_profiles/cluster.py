@@ -62,7 +62,7 @@ class Level:
     latency_s: float
     """Time of an empty message between two devices at this level."""
     switch_reduce_fraction: float = 0.0
-    """Part of ``bytes_per_s`` that an all-reduce reaches inside the switch (NVLink SHARP); 0: switches do not reduce."""
+    """Part of ``bytes_per_s`` that an all-reduce reaches inside the switch (NVLink SHARP); 0: no such switch."""
     full_mesh: bool = False
     """Every pair has its own link (Ascend HCCS), so a group has only the links between its own members."""
 
@@ -106,7 +106,7 @@ class GroupLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A process group of one mesh axis, as the collectives see it: levels innermost first, those with fan 1 left out."""
+    """A process group of one mesh axis, as the collectives see it: levels innermost first, without those of fan 1."""
 
     size: int
     levels: tuple[GroupLevel, ...]

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The root stands here because this is the lowest layer; the whole tree is drawn in `planner.errors`."""
+"""Errors that a user can mend. The root stands here, in the lowest layer; `planner.errors` draws the whole tree."""
 
 from __future__ import annotations
 

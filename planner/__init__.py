@@ -1,0 +1,40 @@
+"""Meshwright: find the best layout of a PyTorch training job over a cluster.
+
+Public API; names are imported when first used, so that nothing heavy loads with the package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.errors import MeshwrightError as MeshwrightError
+    from planner.errors import NoPlanError as NoPlanError
+    from planner.job import Constraints as Constraints
+    from planner.job import Job as Job
+    from planner.plan import Plan as Plan
+    from planner.plan import PlanResult as PlanResult
+    from planner.plan_file import read as read_plan
+    from planner.plan_file import write as write_plan
+    from planner.planning import make_plan as make_plan
+
+_HOMES = {
+    "Constraints": ("planner.job", "Constraints"),
+    "Job": ("planner.job", "Job"),
+    "MeshwrightError": ("planner.errors", "MeshwrightError"),
+    "NoPlanError": ("planner.errors", "NoPlanError"),
+    "Plan": ("planner.plan", "Plan"),
+    "PlanResult": ("planner.plan", "PlanResult"),
+    "make_plan": ("planner.planning", "make_plan"),
+    "read_plan": ("planner.plan_file", "read"),
+    "write_plan": ("planner.plan_file", "write"),
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'planner' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

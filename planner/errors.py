@@ -1,14 +1,14 @@
 """The exception tree. Everything a user can cause is a `MeshwrightError`; anything else that escapes is our bug.
 
-    MeshwrightError            exit code
-    ├── UnknownNameError        4   model, hardware, precision, ... (known names and the nearest)
-    ├── ProfileError            4   a hardware profile or cluster string breaks a rule
-    ├── PlanFileError           4   a plan file breaks its schema
-    ├── ModelSourceError        4   a model file, factory or config that gives no model
-    ├── TraceError              4   a model that cannot be traced: FQN, source line, what to do
-    ├── OutputExistsError       4   a file is there already and --force was not given
-    ├── UsageError              2   settings that contradict each other or break a rule of arithmetic
-    └── NoPlanError             3   nothing fits: the limits that collide, and changes that do fit
+MeshwrightError            exit code
+├── UnknownNameError        4   model, hardware, precision, ... (known names and the nearest)
+├── ProfileError            4   a hardware profile or cluster string breaks a rule
+├── PlanFileError           4   a plan file breaks its schema
+├── ModelSourceError        4   a model file, factory or config that gives no model
+├── TraceError              4   a model that cannot be traced: FQN, source line, what to do
+├── OutputExistsError       4   a file is there already and --force was not given
+├── UsageError              2   settings that contradict each other or break a rule of arithmetic
+└── NoPlanError             3   nothing fits: the limits that collide, and changes that do fit
 """
 
 from __future__ import annotations

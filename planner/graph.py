@@ -10,7 +10,7 @@ microbatch or sequence length is priced without tracing again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -175,9 +175,7 @@ class ModelGraph:
     def num_parameters(self) -> int:
         return sum(p.numel for p in self.params)
 
-    def segment_params(self) -> Iterator[tuple[int, str, int]]:
-        """(segment index, absolute FQN, value index in its block), a tied parameter at every segment that reads it."""
-        for i, segment in enumerate(self.segments):
-            for relative, value in self.blocks[segment.block].params:
-                fqn = segment.absolute(relative)
-                yield i, self.aliases.get(fqn, fqn), value
+    def canonical(self, segment: Segment, relative_fqn: str) -> str:
+        """FQN in ``params`` of a parameter that a segment reads."""
+        fqn = segment.absolute(relative_fqn)
+        return self.aliases.get(fqn, fqn)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planner.graph import ITEM_BYTES, Block, Op
+from planner.graph import ITEM_BYTES, Block, Op, Ref
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
@@ -17,12 +17,9 @@ Shapes = Sequence[Shape]
 
 MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
 CONVOLUTION = {"convolution", "convolution_backward"}
-ATTENTION = {
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-}  # fmt: skip
-ATTENTION_BACKWARD = {f"{name}_backward" for name in ATTENTION}
-ATTENTION_BACKWARD |= {"_scaled_dot_product_flash_attention_for_cpu_backward"}
+ATTENTION = {"attention"}
+ATTENTION_BACKWARD = {"attention_backward"}
+"""Fused attention as capture records it (see `planner.capture.attention`)."""
 COMPUTE_HEAVY = MATMUL | CONVOLUTION | ATTENTION
 """Forward calls whose results selective recomputation keeps."""
 ALLOCATION = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
@@ -115,9 +112,9 @@ def attention(op: Op, shapes: Shapes) -> Attention | None:
     backward = op.name in ATTENTION_BACKWARD
     if not backward and op.name not in ATTENTION:
         return None
-    refs = [shapes[v] for v in op.inputs]
-    q, k, v = refs[1:4] if backward else refs[:3]
-    causal = any(arg is True for arg in op.args)
+    tensors = [shapes[arg.value] for arg in op.args if isinstance(arg, Ref)]
+    q, k, v = tensors[1:4] if backward else tensors[:3]
+    causal = op.args[7 if backward else 4] is True
     return Attention(
         batch=q[0], heads=q[1], q_len=q[2], kv_len=k[2], head_dim=q[3], value_dim=v[3], causal=causal, backward=backward
     )

@@ -77,8 +77,18 @@ class BlockBuilder:
         out = self.value_of(node)
         outputs = tuple(v for v in (out if isinstance(out, tuple) else (out,)) if v >= 0)
         phase: Phase = "backward" if is_backward(node) else "forward"
-        target = str(node.target).removeprefix("aten.")
-        self.ops.append(Op(target=target, fqn=fqn, phase=phase, args=args, inputs=inputs, outputs=outputs, pointwise=torch.Tag.pointwise in node.target.tags))
+        target = str(node.target).removeprefix("aten.").removeprefix("meshwright.")
+        self.ops.append(
+            Op(
+                target=target,
+                fqn=fqn,
+                phase=phase,
+                args=args,
+                inputs=inputs,
+                outputs=outputs,
+                pointwise=torch.Tag.pointwise in node.target.tags,
+            )
+        )
 
     def _arg(self, arg: Any) -> Arg:
         if isinstance(arg, fx.Node):

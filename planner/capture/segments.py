@@ -52,9 +52,7 @@ def lower_block(joint: JointGraph) -> Block:
     )
 
 
-def cut(
-    outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_graphs: Sequence[Block]
-) -> RawModel:
+def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_graphs: Sequence[Block]) -> RawModel:
     """Segments of the outer graph, in execution order. ``block_graphs`` are the blocks of ``observed.calls``."""
     forward = forward_nodes_by_sequence(outer.graph)
     runs = _runs(outer.graph)

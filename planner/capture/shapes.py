@@ -61,9 +61,7 @@ def _fit_block(points: Sequence[Point], index: int) -> Block:
                 same = False
         if not same:
             raise ShapeMismatch(f"the operations at batch {point.batch}, seq_len {point.seq_len} differ")
-    values = tuple(
-        _fit_value(points, [block.values[i] for block in blocks]) for i in range(len(base.values))
-    )
+    values = tuple(_fit_value(points, [block.values[i] for block in blocks]) for i in range(len(base.values)))
     return replace(base, values=values)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from planner.capture.attention import FusedAttention
 from planner.capture.blocks import find_blocks, structure_keys
 from planner.capture.joint import observe, trace_block, trace_outer
 from planner.capture.segments import RawModel, cut, lower_block
@@ -54,9 +55,7 @@ def trace(
     )
     canonical = {id(p): fqn for fqn, p in model.named_parameters()}
     aliases = {
-        fqn: canonical[id(p)]
-        for fqn, p in model.named_parameters(remove_duplicate=False)
-        if canonical[id(p)] != fqn
+        fqn: canonical[id(p)] for fqn, p in model.named_parameters(remove_duplicate=False) if canonical[id(p)] != fqn
     }
     dims = [dim for block in raw.blocks for value in block.values for dim in value.dims]
     return ModelGraph(
@@ -137,14 +136,12 @@ class _Tracer:
 
     def at(self, batch: int, seq_len: int) -> RawModel:
         """Trace at one point."""
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True), FusedAttention(), torch.enable_grad():
             params = {fqn: self._fake(p) for fqn, p in self.model.named_parameters()}
             buffers = {fqn: torch.empty(b.shape, dtype=b.dtype) for fqn, b in self.model.named_buffers()}
             example = self._example(batch, seq_len)
             with _Located(self.model, batch, seq_len):
-                observed = observe(
-                    lambda: self._loss({**params, **buffers}, example), self.blocks, self.structure
-                )
+                observed = observe(lambda: self._loss({**params, **buffers}, example), self.blocks, self.structure)
                 graphs = [
                     lower_block(
                         trace_block(

@@ -1,0 +1,106 @@
+"""Bytes that a training state takes on one device: parameters, gradients, optimizer states, by recipe and sharding.
+
+Notation: ``P`` parameters on the device's pipeline stage after tensor parallelism, ``d`` the size of ``dp_shard``.
+
+    part                  zero 0     1          2          3
+    parameters            p P        p P / d    p P / d    p P / d
+    compute copy          c P        c P        c P        c (two largest blocks)
+    gradients             g P        g P        g P / d    g P / d
+    optimizer states      s P        s P / d    s P / d    s P / d
+
+with ``p, c, g, s`` bytes per parameter of `Precision` and `Optimizer`. Stages as in ZeRO (Rajbhandari et al. 2020, section
+5); 1 to 3 are what torch's ``fully_shard`` does with parameters kept gathered and gradients accumulated whole (1), kept
+gathered and reduced at every microbatch (2), and with the default, everything sharded (3; it gathers one block ahead).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Count = float | NDArray[np.float64]
+"""A number of parameters or bytes, or an array of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Bytes per parameter of one recipe."""
+
+    compute_dtype: str
+    """torch dtype name in which the model computes."""
+    param_bytes: int
+    """The parameter that the optimizer updates."""
+    copy_bytes: int
+    """Its copy in ``compute_dtype``; 0 when the model computes on the parameter itself (unless it is sharded)."""
+    gathered_bytes: int
+    """One gathered parameter, as communicated and computed with."""
+    grad_bytes: int
+    """One stored and reduced gradient."""
+    state_bytes: int
+    """One optimizer state."""
+    source: str
+
+
+PRECISIONS = {
+    "bf16": Precision(
+        compute_dtype="bfloat16", param_bytes=4, copy_bytes=2, gathered_bytes=2, grad_bytes=4, state_bytes=4,
+        source="fully_shard MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=float32), torchtitan's default",
+    ),
+    "bf16-pure": Precision(
+        compute_dtype="bfloat16", param_bytes=2, copy_bytes=0, gathered_bytes=2, grad_bytes=2, state_bytes=2,
+        source="model.to(bfloat16): parameters, gradients and optimizer states all in bfloat16",
+    ),
+    "fp32": Precision(
+        compute_dtype="float32", param_bytes=4, copy_bytes=0, gathered_bytes=4, grad_bytes=4, state_bytes=4,
+        source="torch defaults",
+    ),
+}  # fmt: skip
+"""Recipes by the name that a user gives."""
+
+OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 0, "sgd-momentum": 1}
+"""Optimizer states per parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBytes:
+    """What one stage's training state takes on one device."""
+
+    parameters: Count
+    compute_copy: Count
+    gradients: Count
+    optimizer: Count
+
+
+def state_bytes(
+    *,
+    precision: Precision,
+    num_states: int,
+    zero_stage: int,
+    dp_shard: int,
+    numel: Count,
+    trained_numel: Count,
+    gathered_numel: Count,
+) -> StateBytes:
+    """The table of the module docstring.
+
+    Args:
+        numel: ``P``.
+        trained_numel: those of ``P`` that receive gradients; frozen ones have neither gradients nor optimizer states.
+        gathered_numel: parameters of the two largest neighbouring blocks, gathered at once under ZeRO-3.
+    """
+    share = dp_shard if zero_stage else 1
+    grad_share = dp_shard if zero_stage >= 2 else 1
+    copy_bytes = precision.gathered_bytes if zero_stage else precision.copy_bytes
+    return StateBytes(
+        parameters=precision.param_bytes * numel / share,
+        compute_copy=copy_bytes * (gathered_numel if zero_stage == 3 else numel),
+        gradients=precision.grad_bytes * trained_numel / grad_share,
+        optimizer=precision.state_bytes * num_states * trained_numel / share,
+    )
+
+
+def optimizer_step_bytes(*, precision: Precision, num_states: int, numel: float) -> float:
+    """Bytes that a fused optimizer step moves: read parameter, gradient, states; write parameter, states."""
+    return numel * (2 * precision.param_bytes + precision.grad_bytes + 2 * num_states * precision.state_bytes)

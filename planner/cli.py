@@ -1,0 +1,217 @@
+"""The ``meshwright`` command: thin commands that call one function each and print what it gives.
+
+Data goes to stdout, everything else (progress, warnings, errors) to stderr. Exit codes: 0 done, 2 usage, 3 no plan
+fits, 4 bad input file or name, 1 our bug. What is heavy (torch, pydantic) is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from planner.errors import MeshwrightError, ModelSourceError
+
+app = typer.Typer(
+    name="meshwright",
+    help="Find the best layout of a PyTorch training job over a cluster, and see why it is the best.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+hardware_app = typer.Typer(help="The hardware profiles that Meshwright knows.", no_args_is_help=True)
+schema_app = typer.Typer(help="JSON Schemas of the files that Meshwright writes.", no_args_is_help=True)
+app.add_typer(hardware_app, name="hardware")
+app.add_typer(schema_app, name="schema")
+
+_JOB = "Job"
+_PINS = "Limits and pins of the search"
+_OUTPUT = "Output"
+_DEFAULT_HARDWARE, _DEFAULT_SHAPE = "h100-sxm", "8x8"
+
+
+def _size(panel: str, meaning: str) -> Any:
+    """An option that takes a count of at least one; left out, the planner chooses."""
+    return typer.Option(min=1, help=meaning, rich_help_panel=panel)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Built-in name, path/to/file.py:factory, or hf:path/to/config.json.")
+    ] = "llama3-70b",
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="Profile name or TOML file; NAME:8x8 is 8 nodes of 8 devices.",
+            show_default=f"{_DEFAULT_HARDWARE}:{_DEFAULT_SHAPE}",
+            rich_help_panel=_JOB,
+        ),
+    ] = None,
+    devices: Annotated[int | None, _size(_JOB, "Number of devices, where the hardware names no shape.")] = None,
+    global_batch: Annotated[int | None, _size(_JOB, "Samples per optimizer step.")] = None,
+    seq_len: Annotated[int | None, _size(_JOB, "Tokens per sample.")] = None,
+    precision: Annotated[str, typer.Option(help="Precision recipe.", rich_help_panel=_JOB)] = "bf16",
+    optimizer: Annotated[str, typer.Option(help="Optimizer.", rich_help_panel=_JOB)] = "adamw",
+    max_tp: Annotated[int | None, _size(_PINS, "Most devices that share a layer's tensors.")] = None,
+    max_pp: Annotated[int | None, _size(_PINS, "Most pipeline stages.")] = None,
+    tp: Annotated[int | None, _size(_PINS, "Devices that share a layer's tensors.")] = None,
+    pp: Annotated[int | None, _size(_PINS, "Pipeline stages.")] = None,
+    dp_replicate: Annotated[int | None, _size(_PINS, "Data-parallel replicas of the sharded state.")] = None,
+    dp_shard: Annotated[int | None, _size(_PINS, "Data-parallel devices that shard the state.")] = None,
+    microbatch_size: Annotated[int | None, _size(_PINS, "Samples per microbatch.")] = None,
+    recompute: Annotated[
+        Literal["none", "selective", "full"] | None,
+        typer.Option(help="What is computed again in the backward pass.", rich_help_panel=_PINS),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of plans to show.", rich_help_panel=_OUTPUT)] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the plan in this file.", rich_help_panel=_OUTPUT)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.", rich_help_panel=_OUTPUT)] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Recommend a layout: mesh, stages, microbatches, recomputation and sharding, with its price."""
+    from planner import plan_file
+    from planner.job import Constraints
+    from planner.planning import make_plan
+    from planner.report import table
+
+    if output is not None:
+        plan_file.check_output(output, force=force)
+    constraints = Constraints(
+        max_tp=max_tp,
+        max_pp=max_pp,
+        tp=tp,
+        pp=pp,
+        dp_replicate=dp_replicate,
+        dp_shard=dp_shard,
+        microbatch_size=microbatch_size,
+        recompute=recompute,
+    )
+    with _progress() as progress:
+        result = make_plan(
+            model,
+            hardware=hardware or (f"{_DEFAULT_HARDWARE}:{_DEFAULT_SHAPE}" if devices is None else _DEFAULT_HARDWARE),
+            devices=devices,
+            global_batch=global_batch,
+            seq_len=seq_len,
+            precision=precision,
+            optimizer=optimizer,
+            constraints=constraints,
+            top=top,
+            progress=progress,
+        )
+    for warning in result.plan.warnings:
+        _say(f"warning: {warning}")
+    if output is not None:
+        plan_file.write(result.plan, output, force=force)
+    if as_json:
+        _emit(plan_file.result_to_json(result))
+    else:
+        _emit(table.render(result, saved=output, color=sys.stdout.isatty()))
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models."""
+    from planner.models import names, preset
+    from planner.report import table
+
+    _emit(table.render_models({name: preset(name) for name in names()}))
+
+
+@hardware_app.command("list")
+def hardware_list() -> None:
+    """List the hardware profiles."""
+    from hardware_profiles.load import names
+
+    _emit("".join(f"{name}\n" for name in names()))
+
+
+@hardware_app.command("show")
+def hardware_show(
+    name: Annotated[str, typer.Argument(help="Profile name or TOML file.")],
+) -> None:
+    """Show what a profile says of a device and its links."""
+    from hardware_profiles.load import load_profile
+    from planner.report import table
+
+    _emit(table.render_profile(load_profile(name)))
+
+
+@schema_app.command("plan")
+def schema_plan() -> None:
+    """Print the JSON Schema of the plan file."""
+    import json
+
+    from planner.plan_file import json_schema
+
+    _emit(json.dumps(json_schema(), indent=2) + "\n")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        _emit(f"meshwright {version('meshwright')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        app()
+    except MeshwrightError as error:
+        if isinstance(error, ModelSourceError) and error.__cause__ is not None:
+            import traceback
+
+            # The user's own code failed: its traceback says where, our message what that means.
+            traceback.print_exception(error.__cause__)
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("MESHWRIGHT_DEBUG"):
+            raise
+        _say(f"internal error: {type(error).__name__}: {error}")
+        _say("this is a bug in Meshwright; report it with the command and what it prints under MESHWRIGHT_DEBUG=1")
+        sys.exit(1)
+
+
+def _emit(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has all it wants. Into devnull goes what the interpreter still flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"meshwright: {text}\n")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr, where that is a terminal, and the function that names what is under way."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda doing: status.update(Text(doing))

@@ -1,0 +1,110 @@
+"""Tensor parallelism of a whole model: which degrees are legal, and the layout of every parameter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.graph import ModelGraph
+from planner.layouts.tensor_parallel import ParamShard, TensorParallel, analyse
+from planner.plan import Candidate, ParamLayout
+
+
+@dataclass(frozen=True)
+class ModelLayouts:
+    """What ``tp`` can do to each distinct block of a model."""
+
+    graph: ModelGraph
+    blocks: tuple[TensorParallel, ...]
+
+    def obstacle(self, tp: int) -> str | None:
+        """Why ``tp`` is illegal, with its numbers; ``None`` when it is legal.
+
+        ``tp`` must divide every sharded size of the repeated blocks. Embedding and head stay whole when it does not
+        divide theirs (GPT-2's 50,257 tokens).
+        """
+        repeated = {s.block: s for s in self.graph.segments if s.prefix}
+        if tp > 1 and not any(layout.params for layout in self.blocks):
+            return f"tp {tp}: no operation of the model can be sharded"
+        for index, segment in repeated.items():
+            for size in self.blocks[index].sizes:
+                if size.size % tp:
+                    return f"tp {tp} does not divide {size.size} at {segment.absolute(size.where)}"
+        return None
+
+    def at(self, tp: int) -> tuple[TensorParallel, ...]:
+        """Layout per distinct block at a legal degree."""
+        return tuple(
+            layout if all(size.size % tp == 0 for size in layout.sizes) else layout.unsharded()
+            for layout in self.blocks
+        )
+
+    def sequence_parallel(self, tp: int, seq_len: int) -> bool:
+        """Whether activations between sharded regions can lie along the sequence: it costs no more traffic (Korthikanti
+        et al. 2022, section 4.2.2) and less memory, so it is used whenever it is legal."""
+        return (
+            tp > 1
+            and self.graph.has_sequence
+            and seq_len % tp == 0
+            and all(self.blocks[segment.block].sequence_parallel for segment in self.graph.segments)
+        )
+
+
+def analyse_model(graph: ModelGraph) -> ModelLayouts:
+    """Analyse every distinct block; parameters on which two blocks disagree (tied ones) are left whole in both."""
+    blocks = [analyse(block, seq_len=graph.fixed_seq_len) for block in graph.blocks]
+    seen: dict[str, tuple[ParamShard | None, int]] = {}
+    for segment in graph.segments:
+        for relative, _ in graph.blocks[segment.block].params:
+            fqn = graph.canonical(segment, relative)
+            shard = blocks[segment.block].params.get(relative)
+            other, index = seen.setdefault(fqn, (shard, segment.block))
+            if shard != other:
+                blocks[segment.block] = blocks[segment.block].unsharded()
+                blocks[index] = blocks[index].unsharded()
+    return ModelLayouts(graph=graph, blocks=tuple(blocks))
+
+
+def param_layouts(layouts: ModelLayouts, candidate: Candidate) -> tuple[ParamLayout, ...]:
+    """Every parameter exactly once, equal ones folded into a pattern whose ``*`` stands for one path component."""
+    graph = layouts.graph
+    at = layouts.at(candidate.tp)
+    shards: dict[str, ParamShard | None] = {}
+    for segment in graph.segments:
+        for relative, _ in graph.blocks[segment.block].params:
+            shards.setdefault(graph.canonical(segment, relative), at[segment.block].params.get(relative))
+    exact = {p.fqn: _placements(candidate, shards.get(p.fqn), p.shape) for p in graph.params}
+    return tuple(
+        ParamLayout(pattern=pattern, placements=placements, num_chunks=chunks)
+        for pattern, (placements, chunks) in _fold(exact).items()
+    )
+
+
+Layout = tuple[Mapping[str, str], int]
+
+
+def _placements(candidate: Candidate, shard: ParamShard | None, shape: tuple[int, ...]) -> Layout:
+    """``dp_shard`` shards dim 0, as ``fully_shard`` does; a tensor without dims stays whole."""
+    sharded = candidate.zero_stage > 0 and bool(shape)
+    tp = f"S({shard.dim})" if shard is not None and candidate.tp > 1 else "R"
+    chunks = shard.num_chunks if shard is not None and candidate.tp > 1 else 1
+    return {"dp_replicate": "R", "dp_shard": "S(0)" if sharded else "R", "tp": tp}, chunks
+
+
+def _fold(exact: Mapping[str, Layout]) -> dict[str, Layout]:
+    """Replace numeric path components by ``*`` wherever all parameters that the pattern matches share one layout."""
+    groups: dict[str, list[str]] = {}
+    for fqn in exact:
+        groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", fqn), []).append(fqn)
+    folded: dict[str, Layout] = {}
+    for pattern, members in groups.items():
+        same = all(exact[fqn] == exact[members[0]] for fqn in members)
+        folded.update({pattern: exact[members[0]]} if same else {fqn: exact[fqn] for fqn in members})
+    return folded
+
+
+def matches(pattern: str, fqn: str) -> bool:
+    """Whether a layout pattern covers a parameter: ``*`` stands for exactly one path component."""
+    parts, names = pattern.split("."), fqn.split(".")
+    return len(parts) == len(names) and all(p in ("*", n) for p, n in zip(parts, names, strict=True))

@@ -1,0 +1,209 @@
+"""Price of one distinct block on one device: seconds by kind and bytes by use, for a tensor-parallel degree and microbatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+from costmodels import communication, compute
+from hardware_profiles.cluster import Cluster, Device
+from hardware_profiles.topology import group
+from planner import ops
+from planner.graph import ITEM_BYTES, Block, Op
+from planner.layouts.tensor_parallel import TensorParallel
+from planner.solvers.liveness import transient_peak_bytes
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSeconds:
+    """Device time of one pass over a block, by what bounds it."""
+
+    gemm: float = 0.0
+    attention: float = 0.0
+    memory_bound: float = 0.0
+    collectives: float = 0.0
+    """Over ``tp``; nothing hides them."""
+
+    @property
+    def compute(self) -> float:
+        return self.gemm + self.attention + self.memory_bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPrice:
+    """One distinct block, one microbatch, one device."""
+
+    forward: PassSeconds
+    backward: PassSeconds
+    saved_bytes: dict[str, int]
+    """Per recompute policy: bytes kept from forward to backward."""
+    rematerialised_bytes: dict[str, int]
+    """Per recompute policy: bytes that reappear while the block's backward runs."""
+    transient_bytes: int
+    numel: int
+    """Parameters on this device after tensor parallelism."""
+    trained_numel: int
+
+    def recompute(self, policy: str) -> PassSeconds:
+        """Forward work done again: all of it (``full``), or all but GEMM and attention (``selective``)."""
+        if policy == "full":
+            return self.forward
+        if policy == "selective":
+            return PassSeconds(memory_bound=self.forward.memory_bound, collectives=self.forward.collectives)
+        return PassSeconds()
+
+
+@dataclass(frozen=True)
+class LocalShapes:
+    """Shapes of a block's values on one device."""
+
+    inside: tuple[Shape, ...]
+    """Within sharded regions: what is not sharded over heads or widths is whole."""
+    outside: tuple[Shape, ...]
+    """Elsewhere: sharded along the sequence where sequence parallelism has it."""
+    stored: tuple[Shape, ...]
+    """As kept in memory: gathered entries whole, the rest as ``outside``."""
+
+
+def local_shapes(
+    block: Block, layout: TensorParallel, *, tp: int, sequence_parallel: bool, batch: int, seq_len: int
+) -> LocalShapes:
+    """Shapes on one of ``tp`` devices; a size that ``tp`` does not divide is rounded up (the padded shard)."""
+    whole = [value.shape(batch, seq_len) for value in block.values]
+    if tp == 1:
+        return LocalShapes(tuple(whole), tuple(whole), tuple(whole))
+
+    def cut(shape: Shape, dim: int | None) -> Shape:
+        return shape if dim is None else (*shape[:dim], ceil(shape[dim] / tp), *shape[dim + 1 :])
+
+    inside = tuple(cut(shape, dim) for shape, dim in zip(whole, layout.shard_dim, strict=True))
+    if not sequence_parallel:
+        return LocalShapes(inside, inside, inside)
+    outside = tuple(
+        cut(shape, dim if sharded is None else None)
+        for shape, dim, sharded in zip(inside, layout.sequence_dim, layout.shard_dim, strict=True)
+    )
+    gathered = {block.values[v].storage for v in layout.entries}
+    stored = tuple(
+        a if value.storage in gathered else b for value, a, b in zip(block.values, inside, outside, strict=True)
+    )
+    return LocalShapes(inside, outside, stored)
+
+
+def price_block(
+    block: Block,
+    layout: TensorParallel,
+    cluster: Cluster,
+    *,
+    tp: int,
+    sequence_parallel: bool,
+    batch: int,
+    seq_len: int,
+    recomputable: bool,
+) -> BlockPrice:
+    """Price every operation on its local shapes and add up.
+
+    Args:
+        batch: samples of the microbatch.
+        recomputable: whether recompute policies apply (repeated blocks) or the block always keeps everything.
+    """
+    shapes = local_shapes(block, layout, tp=tp, sequence_parallel=sequence_parallel, batch=batch, seq_len=seq_len)
+    value_bytes = [prod(s) * ITEM_BYTES[v.dtype] for s, v in zip(shapes.stored, block.values, strict=True)]
+    kept = sum(value_bytes[v] for v in block.saved)
+    saved = {"none": kept, "selective": kept, "full": kept}
+    if recomputable:
+        inputs = sum(value_bytes[v] for v in block.inputs)
+        heavy = [op for op in block.ops if op.phase == "forward" and op.name in ops.COMPUTE_HEAVY]
+        outputs = {block.values[v].storage: value_bytes[v] for op in heavy for v in op.outputs}
+        saved["selective"] = min(kept, inputs + sum(outputs.values()))
+        saved["full"] = inputs
+    params = dict(block.params)
+    return BlockPrice(
+        forward=_pass(block, layout, cluster, shapes, "forward", tp, sequence_parallel),
+        backward=_pass(block, layout, cluster, shapes, "backward", tp, sequence_parallel),
+        saved_bytes=saved,
+        rematerialised_bytes={policy: kept - held for policy, held in saved.items()},
+        transient_bytes=transient_peak_bytes(block, value_bytes),
+        numel=sum(prod(shapes.inside[v]) for v in params.values()),
+        trained_numel=sum(prod(shapes.inside[params[fqn]]) for fqn, _ in block.param_grads if fqn in params),
+    )
+
+
+def _pass(
+    block: Block,
+    layout: TensorParallel,
+    cluster: Cluster,
+    shapes: LocalShapes,
+    phase: str,
+    tp: int,
+    sequence_parallel: bool,
+) -> PassSeconds:
+    gemm = attention = memory_bound = 0.0
+    for i, op in enumerate(block.ops):
+        if op.phase != phase or ops.is_free(op, block):
+            continue
+        local = shapes.inside if i in layout.sharded_ops else shapes.outside
+        kind, seconds = op_seconds(op, block, local, cluster.device)
+        if kind == "gemm":
+            gemm += seconds
+        elif kind == "attention":
+            attention += seconds
+        else:
+            memory_bound += seconds
+    return PassSeconds(
+        gemm=gemm,
+        attention=attention,
+        memory_bound=memory_bound,
+        collectives=_collectives(block, layout, cluster, shapes, phase, tp, sequence_parallel),
+    )
+
+
+def op_seconds(op: Op, block: Block, shapes: Sequence[Shape], device: Device) -> tuple[str, float]:
+    """(``gemm`` | ``attention`` | ``memory_bound``, device seconds) of one call on the given shapes."""
+    dtype = block.values[op.inputs[0]].dtype if op.inputs else "float32"
+    fused = ops.attention(op, shapes)
+    if fused is not None:
+        seconds = compute.attention_s(
+            device, dtype, batch=fused.batch, heads=fused.heads, q_len=fused.q_len, kv_len=fused.kv_len,
+            head_dim=(fused.head_dim + fused.value_dim) // 2, causal=fused.causal, backward=fused.backward,
+        )  # fmt: skip
+        return "attention", seconds
+    products = ops.gemms(op, shapes)
+    if products:
+        return "gemm", sum(compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k) for g in products)
+    return "memory_bound", compute.memory_bound_s(device, ops.moved_bytes(op, block, shapes))
+
+
+def _collectives(
+    block: Block,
+    layout: TensorParallel,
+    cluster: Cluster,
+    shapes: LocalShapes,
+    phase: str,
+    tp: int,
+    sequence_parallel: bool,
+) -> float:
+    """Entries and exits over ``tp`` (see `planner.layouts.tensor_parallel`), and the three row-wide reductions (maximum,
+    sum of exponentials, label's logit) of a loss over sharded classes."""
+    if tp == 1:
+        return 0.0
+    ranks = group(cluster, size=tp, stride=1)
+
+    def whole(v: int) -> int:
+        return prod(shapes.inside[v]) * ITEM_BYTES[block.values[v].dtype]
+
+    forward = phase == "forward"
+    gathered, reduced = (layout.entries, layout.exits) if forward else (layout.exits, layout.entries)
+    seconds = 0.0
+    if sequence_parallel:
+        seconds += sum(communication.all_gather_s(ranks, whole(v)) for v in gathered)
+        seconds += sum(communication.reduce_scatter_s(ranks, whole(v)) for v in reduced)
+    else:
+        seconds += sum(communication.all_reduce_s(ranks, whole(v)) for v in reduced)
+    if layout.loss_rows is not None and forward:
+        rows = prod(shapes.inside[layout.loss_rows])
+        seconds += 3 * communication.all_reduce_s(ranks, rows * ITEM_BYTES["float32"])
+    return seconds

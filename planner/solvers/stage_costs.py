@@ -1,0 +1,348 @@
+"""Seconds and bytes of every possible pipeline stage of one candidate, as matrices over (first, last) segment.
+
+Everything is additive over segments, but for what stands at a stage's borders (sends, the first gather) and for the largest
+block's transient memory; so prefix sums and running maxima give all stages at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from costmodels import communication, compute, memory
+from costmodels.overlap import Array, Exposed, exposed
+from costmodels.pipeline import in_flight
+from costmodels.step import Seconds, StageSeconds
+from hardware_profiles.cluster import Cluster
+from hardware_profiles.topology import boundary, group
+from planner.graph import ITEM_BYTES, ModelGraph, Value
+from planner.job import Job
+from planner.plan import Candidate, StageMemory
+from planner.solvers.prices import BlockPrice
+from planner.solvers.inter_op import Matrix
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all candidates of one search share."""
+
+    graph: ModelGraph
+    cluster: Cluster
+    job: Job
+
+    @property
+    def precision(self) -> memory.Precision:
+        return memory.PRECISIONS[self.job.precision]
+
+    @property
+    def num_states(self) -> int:
+        return memory.OPTIMIZERS[self.job.optimizer]
+
+    @cached_property
+    def block_of(self) -> list[int]:
+        return [segment.block for segment in self.graph.segments]
+
+    @cached_property
+    def tied(self) -> tuple[tuple[int, int, int], ...]:
+        """(segment, later segment, elements) of every parameter that two segments read."""
+        first: dict[str, int] = {}
+        pairs = []
+        for i, segment in enumerate(self.graph.segments):
+            block = self.graph.blocks[segment.block]
+            for relative, value in block.params:
+                origin = first.setdefault(self.graph.canonical(segment, relative), i)
+                if origin != i:
+                    pairs.append((origin, i, prod(block.values[value].shape(1, 1))))
+        return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Prices of one candidate. Arrays are per segment."""
+
+    setting: Setting
+    candidate: Candidate
+    prices: Sequence[BlockPrice]
+    """Per distinct block."""
+
+    def _per_segment(self, per_block: Sequence[float]) -> Array:
+        return np.asarray(per_block, dtype=np.float64)[self.setting.block_of]
+
+    # --- seconds ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def forward_s(self) -> Array:
+        return self._per_segment([p.forward.compute + p.forward.collectives for p in self.prices])
+
+    @cached_property
+    def backward_s(self) -> Array:
+        """Backward with recomputation: what gradient communication can hide behind."""
+        policy = self.candidate.recompute
+        seconds = [
+            p.backward.compute + p.backward.collectives + p.recompute(policy).compute + p.recompute(policy).collectives
+            for p in self.prices
+        ]
+        return self._per_segment(seconds)
+
+    @cached_property
+    def numel(self) -> Array:
+        return self._per_segment([p.numel for p in self.prices])
+
+    @cached_property
+    def trained_numel(self) -> Array:
+        return self._per_segment([p.trained_numel for p in self.prices])
+
+    @cached_property
+    def _gather_s(self) -> Array:
+        """All-gather of each block's parameters over ``dp_shard``."""
+        ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
+        size = self.setting.precision.gathered_bytes
+        return self._per_segment([communication.all_gather_s(ranks, size * p.numel) for p in self.prices])
+
+    @cached_property
+    def _reduce_s(self) -> Array:
+        """Reduce-scatter of each block's gradients over ``dp_shard``."""
+        ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
+        size = self.setting.precision.grad_bytes
+        return self._per_segment([communication.reduce_scatter_s(ranks, size * p.trained_numel) for p in self.prices])
+
+    @cached_property
+    def _replicate_s(self) -> Array:
+        """All-reduce of each block's gradient shard over ``dp_replicate``."""
+        c = self.candidate
+        ranks = group(self.setting.cluster, size=c.dp_replicate, stride=c.tp * c.dp_shard)
+        size = self.setting.precision.grad_bytes / c.dp_shard
+        return self._per_segment([communication.all_reduce_s(ranks, size * p.trained_numel) for p in self.prices])
+
+    @cached_property
+    def data_parallel(self) -> tuple[dict[str, Exposed], dict[str, Exposed]]:
+        """Exposed data-parallel communication (per microbatch, per step), by term; which is where depends on what
+        ``dp_shard`` shards (see `costmodels.memory`)."""
+        gather, reduce, replicate = self._gather_s, self._reduce_s, self._replicate_s
+        forward, backward = self.forward_s, self.backward_s
+
+        def replica_reduce(busy: Array) -> dict[str, Exposed]:
+            """In the last microbatch, behind what backward the other communication (``busy``) leaves free."""
+            return {"dp.replica_reduce": exposed(replicate, np.maximum(backward - busy, 0.0))}
+
+        match self.candidate.zero_stage:
+            case 0:
+                return {}, {"dp.gradient_reduce": exposed(replicate, backward)}
+            case 1:
+                return {}, {
+                    "dp.parameter_gather": exposed(gather, forward),
+                    "dp.gradient_reduce": exposed(reduce + replicate, backward),
+                }
+            case 2:
+                return {"dp.gradient_reduce": exposed(reduce, backward)}, {
+                    "dp.parameter_gather": exposed(gather, forward),
+                    **replica_reduce(reduce),
+                }
+            case _:
+                return {
+                    "dp.parameter_gather": exposed(gather, forward),
+                    "dp.gradient_reduce": exposed(gather + reduce, backward),
+                }, replica_reduce(gather + reduce)
+
+    @cached_property
+    def send_s(self) -> Array:
+        """Per boundary (index = segment that opens a stage): one activation over the boundary; 0 at both ends."""
+        c = self.candidate
+        if c.pp == 1:
+            return np.zeros(len(self.setting.block_of) + 1)
+        link = boundary(self.setting.cluster, stride=c.num_devices // c.pp)
+        return np.array([communication.send_recv_s(link, b) for b in self.crossing_bytes])
+
+    @cached_property
+    def crossing_bytes(self) -> Array:
+        """Per boundary: bytes of the activations that cross it, on one device."""
+        inner = [sum(self._value_bytes(value) for value in crossing) for crossing in self.setting.graph.crossings]
+        return np.array([0.0, *inner, 0.0])
+
+    def _value_bytes(self, value: Value) -> float:
+        whole = prod(value.shape(self.candidate.microbatch_size, self.setting.job.seq_len)) * ITEM_BYTES[value.dtype]
+        along_sequence = self.candidate.sequence_parallel and any(dim.slope for dim in value.dims)
+        return whole / self.candidate.tp if along_sequence else whole
+
+    @cached_property
+    def optimizer_s(self) -> Array:
+        """Optimizer step of each segment on one device."""
+        share = self.candidate.dp_shard if self.candidate.zero_stage else 1
+        moved = memory.optimizer_step_bytes(
+            precision=self.setting.precision, num_states=self.setting.num_states, numel=1.0
+        )
+        launch = self.setting.cluster.device.launch_overhead_s
+        per_element = compute.memory_bound_s(self.setting.cluster.device, moved) - launch
+        return self.trained_numel / share * per_element
+
+    @cached_property
+    def tied_s(self) -> float:
+        """Once per step: parameters that two stages read sum their gradients between the two."""
+        c = self.candidate
+        if c.pp == 1 or not self.setting.tied:
+            return 0.0
+        link = boundary(self.setting.cluster, stride=c.num_devices // c.pp)
+        num_bytes = sum(numel for *_, numel in self.setting.tied) / c.tp * self.setting.precision.grad_bytes
+        return communication.send_recv_s(link, num_bytes)
+
+    @cached_property
+    def microbatch_s(self) -> Matrix:
+        """``t`` of `costmodels.step` for every stage."""
+        per_microbatch, _ = self.data_parallel
+        total = self.forward_s + self.backward_s + sum(e.expected for e in per_microbatch.values())
+        first = sum((e.first for e in per_microbatch.values()), np.zeros_like(total))
+        send = self.send_s
+        return _range_sums(total) + first[:, None] + send[:-1, None] + send[None, :]
+
+    @cached_property
+    def once_s(self) -> Matrix:
+        """``d`` of `costmodels.step` for every stage."""
+        _, per_step = self.data_parallel
+        total = self.optimizer_s + sum(e.expected for e in per_step.values())
+        first = sum((e.first for e in per_step.values()), np.zeros_like(total))
+        return _range_sums(total) + first[:, None] + self.tied_s
+
+    @cached_property
+    def weight_s(self) -> Matrix:
+        """``w = (m - 1) t + d`` of `planner.solvers.inter_op` for every stage."""
+        t = self.microbatch_s
+        repeats = np.multiply(self.candidate.num_microbatches - 1, t, where=np.isfinite(t), out=np.full_like(t, np.inf))
+        return repeats + self.once_s
+
+    @cached_property
+    def lower_bound_s(self) -> float:
+        """No cut of this candidate is faster: every sum is at least that over all segments, every maximum at least the mean."""
+        c = self.candidate
+        per_microbatch, per_step = self.data_parallel
+        t = float((self.forward_s + self.backward_s + sum(e.expected for e in per_microbatch.values())).sum())
+        d = float((self.optimizer_s + sum(e.expected for e in per_step.values())).sum())
+        return t + ((c.num_microbatches - 1) * t + d) / c.pp
+
+    def stage_seconds(self, a: int, b: int) -> StageSeconds:
+        """Named seconds of the stage of segments [a, b): their sums are entries of `microbatch_s` and `once_s`."""
+        inside = [self.prices[block] for block in self.setting.block_of[a:b]]
+        policy = self.candidate.recompute
+
+        def plain(seconds: float) -> Seconds:
+            return Seconds(seconds, seconds, seconds)
+
+        def of(e: Exposed) -> Seconds:
+            return Seconds(float(e.expected[a:b].sum() + e.first[a]), float(e.low[a:b].sum()), float(e.high[a:b].sum()))
+
+        passes = [p.forward for p in inside] + [p.backward for p in inside]
+        again = [p.recompute(policy) for p in inside]
+        collectives = sum(p.collectives for p in (*passes, *again))
+        send = float(self.send_s[a] + self.send_s[b])
+        per_microbatch, per_step = self.data_parallel
+        return StageSeconds(
+            per_microbatch={
+                "compute.gemm": plain(sum(p.gemm for p in passes)),
+                "compute.attention": plain(sum(p.attention for p in passes)),
+                "compute.memory_bound": plain(sum(p.memory_bound for p in passes)),
+                "compute.recompute": plain(sum(p.compute for p in again)),
+                "tp.collectives": Seconds(collectives, 0.0, collectives),
+                "pp.send_recv": Seconds(send, 0.0, send),
+                **{name: of(e) for name, e in per_microbatch.items()},
+            },
+            per_step={
+                **{name: of(e) for name, e in per_step.items()},
+                "pp.tied_gradients": plain(self.tied_s),
+                "optimizer.step": plain(float(self.optimizer_s[a:b].sum())),
+            },
+        )
+
+    # --- bytes -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _numel_ranges(self) -> tuple[Matrix, Matrix]:
+        """Parameters and trained parameters of every stage; a tied one counts once where both readers are."""
+        numel, trained = _range_sums(self.numel), _range_sums(self.trained_numel)
+        for first, later, elements in self.setting.tied:
+            numel[: first + 1, later + 1 :] -= elements / self.candidate.tp
+            trained[: first + 1, later + 1 :] -= elements / self.candidate.tp
+        return numel, trained
+
+    @cached_property
+    def memory_parts(self) -> Mapping[str, Matrix]:
+        """Bytes of every stage by part, but for activations, which depend on the stage's position."""
+        c, precision = self.candidate, self.setting.precision
+        numel, trained = self._numel_ranges
+        state = memory.state_bytes(
+            precision=precision, num_states=self.setting.num_states, zero_stage=c.zero_stage, dp_shard=c.dp_shard,
+            numel=numel, trained_numel=trained,
+            gathered_numel=_range_maxima(self.numel) + _range_second(self.numel),
+        )  # fmt: skip
+        per_block = {0: 0, 1: precision.grad_bytes}.get(c.zero_stage, precision.gathered_bytes + precision.grad_bytes)
+        crossing = self.crossing_bytes
+        transient = [p.transient_bytes + p.rematerialised_bytes[c.recompute] for p in self.prices]
+        return {
+            "parameters": state.parameters,
+            "compute_copy": state.compute_copy,
+            "gradients": state.gradients,
+            "optimizer": state.optimizer,
+            "transient": _range_maxima(self._per_segment(transient)),
+            "communication_buffers": per_block * _range_maxima(self.trained_numel)
+            + crossing[:-1, None] + crossing[None, :],
+        }  # fmt: skip
+
+    @cached_property
+    def activation_bytes(self) -> Matrix:
+        """Bytes that every stage keeps per microbatch in flight: what its blocks save, and its output."""
+        saved = self._per_segment([p.saved_bytes[self.candidate.recompute] for p in self.prices])
+        return _range_sums(saved) + self.crossing_bytes[None, :]
+
+    @cached_property
+    def peak_bytes(self) -> list[Matrix]:
+        """Per pipeline position: peak of every stage."""
+        c = self.candidate
+        fixed = sum(self.memory_parts.values())
+        held = [in_flight(i, c.pp, c.num_microbatches) for i in range(c.pp)]
+        by_held = {n: fixed + n * self.activation_bytes for n in set(held)}
+        return [by_held[n] for n in held]
+
+    @cached_property
+    def least_peak_bytes(self) -> float:
+        """No cut of this candidate needs less on its fullest device: states and one microbatch, spread evenly."""
+        c = self.candidate
+        whole = (0, len(self.setting.block_of))
+        spread = sum(float(self.memory_parts[part][whole]) for part in ("parameters", "gradients", "optimizer"))
+        return (spread + float(self.activation_bytes[whole])) / c.pp
+
+    def stage_memory(self, position: int, a: int, b: int) -> StageMemory:
+        parts = {name: int(matrix[a, b]) for name, matrix in self.memory_parts.items()}
+        held = in_flight(position, self.candidate.pp, self.candidate.num_microbatches)
+        parts["activations"] = int(held * self.activation_bytes[a, b])
+        return StageMemory(parts={name: size for name, size in parts.items() if size})
+
+
+def _range_sums(x: Array) -> Matrix:
+    """(a, b) -> ``sum(x[a:b])``; infinite where b <= a."""
+    total = np.concatenate([[0.0], np.cumsum(x)])
+    sums = total[None, :] - total[:-1, None]
+    sums[_empty(len(x))] = np.inf
+    return sums
+
+
+def _range_maxima(x: Array) -> Matrix:
+    """(a, b) -> ``max(x[a:b])``; 0 where b <= a."""
+    n = len(x)
+    columns = np.concatenate([[0.0], x])
+    spread = np.where(_empty(n), 0.0, columns[None, :])
+    return np.maximum.accumulate(spread, axis=1)
+
+
+def _range_second(x: Array) -> Matrix:
+    """(a, b) -> the largest neighbour that follows another block inside [a, b); 0 for a single block."""
+    inner = np.minimum(x[:-1], x[1:]) if len(x) > 1 else np.zeros(0)
+    maxima = np.zeros((len(x), len(x) + 1))
+    if len(x) > 1:
+        maxima[:-1, 1:] = _range_maxima(inner)
+    return maxima
+
+
+def _empty(n: int) -> np.ndarray:
+    return np.arange(n + 1)[None, :] <= np.arange(n)[:, None]
