@@ -8,9 +8,10 @@ Notation: ``P`` parameters on the device's pipeline stage after tensor paralleli
     gradients             g P        g P        g P / d    g P / d
     optimizer states      s P        s P / d    s P / d    s P / d
 
-with ``p, c, g, s`` bytes per parameter of `Precision` and `Optimizer`. Stages as in ZeRO (Rajbhandari et al. 2020, section
-5); 1 to 3 are what torch's ``fully_shard`` does with parameters kept gathered and gradients accumulated whole (1), kept
-gathered and reduced at every microbatch (2), and with the default, everything sharded (3; it gathers one block ahead).
+with ``p, c, g, s`` bytes per parameter of `Precision` and `Optimizer`. Stages as in ZeRO (Rajbhandari et al. 2020,
+section 5); 1 to 3 are what torch's ``fully_shard`` does with parameters kept gathered and gradients accumulated whole
+(1), kept gathered and reduced at every microbatch (2), and with the default, everything sharded (3; it gathers one
+block ahead).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Count = float | NDArray[np.float64]
-"""A number of parameters or bytes, or an array of them."""
+Array = NDArray[np.float64]
+"""Numbers of parameters, or bytes, of any shape: one entry per stage that is asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,10 @@ OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 0, "sgd-momentum": 1}
 class StateBytes:
     """What one stage's training state takes on one device."""
 
-    parameters: Count
-    compute_copy: Count
-    gradients: Count
-    optimizer: Count
+    parameters: Array
+    compute_copy: Array
+    gradients: Array
+    optimizer: Array
 
 
 def state_bytes(
@@ -79,9 +80,9 @@ def state_bytes(
     num_states: int,
     zero_stage: int,
     dp_shard: int,
-    numel: Count,
-    trained_numel: Count,
-    gathered_numel: Count,
+    numel: Array,
+    trained_numel: Array,
+    gathered_numel: Array,
 ) -> StateBytes:
     """The table of the module docstring.
 

@@ -24,10 +24,10 @@ class Exposed:
 def exposed(communication_s: Array, compute_s: Array) -> Exposed:
     """Prefetching one block ahead hides a block's transfer behind one block of computation.
 
-    Per block ``max(0, c - t)``; the first block's transfer has nothing before it, so ``min(c, t)`` of it is exposed too
-    (for a gradient reduction read: the last block, nothing after it). ``high`` is ``c``: no overlap. ``low`` is the same
-    ``max(0, c - t)`` without the first block's share. As ``fully_shard`` prefetches (one block) and DDP reduces (buckets
-    during backward).
+    Per block ``max(0, c - t)``; the first block's transfer has nothing before it, so ``min(c, t)`` of it is exposed
+    too (for a gradient reduction read: the last block, nothing after it). ``high`` is ``c``: no overlap. ``low`` is
+    the same ``max(0, c - t)`` without the first block's share. As ``fully_shard`` prefetches (one block) and DDP
+    reduces (buckets during backward).
     """
     hidden = np.minimum(communication_s, compute_s)
     rest = communication_s - hidden

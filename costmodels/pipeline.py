@@ -19,7 +19,8 @@ class Action(NamedTuple):
 
 
 def one_f_one_b(rank: int, num_stages: int, num_microbatches: int) -> list[Action]:
-    """Actions of one rank under 1F1B: warm up with forwards, alternate, drain (PipeDream-Flush, Narayanan et al. 2021)."""
+    """Actions of one rank under 1F1B: warm up with forwards, alternate, drain (PipeDream-Flush, Narayanan et al.
+    2021)."""
     warmup = in_flight(rank, num_stages, num_microbatches)
     actions = [Action("F", i) for i in range(warmup)]
     for i in range(num_microbatches):
@@ -30,7 +31,8 @@ def one_f_one_b(rank: int, num_stages: int, num_microbatches: int) -> list[Actio
 
 
 def in_flight(rank: int, num_stages: int, num_microbatches: int) -> int:
-    """Microbatches whose activations rank ``rank`` holds at once under 1F1B: ``min(num_stages - rank, num_microbatches)``."""
+    """Microbatches whose activations rank ``rank`` holds at once under 1F1B: ``min(num_stages - rank,
+    num_microbatches)``."""
     return min(num_stages - rank, num_microbatches)
 
 

@@ -43,7 +43,8 @@ class StageSeconds:
 
 
 def step_breakdown(stages: Sequence[StageSeconds], num_microbatches: int, evidence: str) -> Breakdown:
-    """Breakdown of the step (module docstring), every term with the evidence of the hardware profile; the bubble is derived.
+    """Breakdown of the step (module docstring), every term with the evidence of the hardware profile; the bubble is
+    derived.
 
     Stages must name the same terms. Zero terms are left out.
     """

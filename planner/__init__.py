@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from planner.job import Job as Job
     from planner.plan import Plan as Plan
     from planner.plan import PlanResult as PlanResult
-    from planner.plan_file import read as read_plan
-    from planner.plan_file import write as write_plan
+    from planner.plan_file import read as read_plan  # noqa: F401
+    from planner.plan_file import write as write_plan  # noqa: F401
     from planner.planning import make_plan as make_plan
 
 _HOMES = {

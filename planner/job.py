@@ -1,4 +1,5 @@
-"""What is trained (`Job`) and what the user pins (`Constraints`). A plan never changes a setting that convergence depends on."""
+"""What is trained (`Job`) and what the user pins (`Constraints`). A plan never changes a setting that convergence
+depends on."""
 
 from __future__ import annotations
 

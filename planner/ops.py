@@ -91,7 +91,8 @@ def _grouped(a: Shape, b: Shape, out: Shape) -> Gemm:
 
 
 def _convolution(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
-    """Output positions x output channels x (input channels per group x kernel), per group; backward once per gradient."""
+    """Output positions x output channels x (input channels per group x kernel), per group; backward once per
+    gradient."""
     backward = op.name == "convolution_backward"
     given, second, *rest = (shapes[v] for v in op.inputs)
     out, weight = (given, rest[0]) if backward else (shapes[op.outputs[0]], second)

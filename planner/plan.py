@@ -1,4 +1,5 @@
-"""The Plan: one frozen value that says everything a runtime needs; the only thing that travels further than the solvers."""
+"""The Plan: one frozen value that says everything a runtime needs; the only thing that travels further than the
+solvers."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class StageMemory:
     """Peak memory of one device of a stage, by part; the total is their sum."""
 
     parts: Mapping[str, int]
-    """``parameters``, ``gradients``, ``optimizer``, ``activations``, ``gathered_parameters``, ``buffers``, ... in bytes."""
+    """``parameters``, ``gradients``, ``optimizer``, ``activations``, ``gathered_parameters``, ``buffers``, ... in
+    bytes."""
 
     @property
     def total_bytes(self) -> int:

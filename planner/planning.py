@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from costmodels.memory import OPTIMIZERS, PRECISIONS
@@ -48,14 +49,12 @@ def make_plan(
     """Recommend how to lay out a training job over a cluster.
 
     Args:
-        model: built-in name, ``path/to/file.py:factory``, ``hf:path/to/config.json``, or a module with ``example_inputs``.
-        hardware: ``h100-sxm:8x8`` (8 nodes of 8), a profile name with ``devices``, or a profile file.
-        global_batch: samples per optimizer step; default 8 per device.
-        seq_len: tokens per sample; default the model's.
-        precision, optimizer: keys of ``costmodels.memory.PRECISIONS`` and ``OPTIMIZERS``.
-        example_inputs, loss_fn: see `planner.capture.trace.trace`; only with a module.
-        top: plans to return, the recommended one included, each with another mesh.
-        progress: told what is under way.
+        model: built-in name, ``path/to/file.py:factory``, ``hf:path/to/config.json``, or a module with
+        ``example_inputs``. hardware: ``h100-sxm:8x8`` (8 nodes of 8), a profile name with ``devices``, or a profile
+        file. global_batch: samples per optimizer step; default 8 per device. seq_len: tokens per sample; default the
+        model's. precision, optimizer: keys of ``costmodels.memory.PRECISIONS`` and ``OPTIMIZERS``. example_inputs,
+        loss_fn: see `planner.capture.trace.trace`; only with a module. top: plans to return, the recommended one
+        included, each with another mesh. progress: told what is under way.
     Raises:
         UsageError: settings that no mesh obeys, with the rule and its numbers.
         NoPlanError: nothing fits into memory, with changes that do.
@@ -68,10 +67,15 @@ def make_plan(
         if name not in known:
             raise UnknownNameError(kind, name, known)
     cluster = load_cluster(hardware, devices)
-    cluster.device.peak(PRECISIONS[precision].compute_dtype)
+    compute_dtype = PRECISIONS[precision].compute_dtype
+    cluster.device.peak(compute_dtype)
 
     say("tracing the model")
-    graph, seq_len, torch_version = _capture(model, seq_len, precision, example_inputs, loss_fn)
+    from planner.capture.sources import capture_model  # torch takes seconds to import
+
+    graph, seq_len, torch_version = capture_model(
+        model, seq_len=seq_len, compute_dtype=compute_dtype, example_inputs=example_inputs, loss_fn=loss_fn
+    )
     captured = time.perf_counter()
 
     say("searching for the best layout")
@@ -105,30 +109,6 @@ def make_plan(
     )
 
 
-def _capture(
-    model: str | nn.Module,
-    seq_len: int | None,
-    precision: str,
-    example_inputs: Any,
-    loss_fn: Callable[..., Tensor] | None,
-) -> tuple[ModelGraph, int, str]:
-    import torch
-
-    from planner.capture.sources import load_model
-    from planner.capture.trace import trace
-
-    dtype = getattr(torch, PRECISIONS[precision].compute_dtype)
-    source = load_model(model, dtype=dtype, example_inputs=example_inputs)
-    if seq_len is None:
-        seq_len = source.seq_len
-    if seq_len is None:
-        raise UsageError(
-            f"give the sequence length: {source.name} takes inputs of any (seq_len; 1 if it has no sequence)."
-        )
-    graph = trace(source.module, source.inputs, name=source.name, seq_len=seq_len, dtype=dtype, loss_fn=loss_fn)
-    return graph, seq_len if graph.has_sequence else 1, torch.__version__.partition("+")[0]
-
-
 def _inputs(setting: Setting, constraints: Constraints, torch_version: str) -> PlanInputs:
     graph, cluster = setting.graph, setting.cluster
     content = (graph.blocks, graph.segments, graph.params, sorted(graph.aliases.items()), graph.crossings)
@@ -152,7 +132,7 @@ def _stages(graph: ModelGraph, found: Found) -> tuple[Stage, ...]:
     cuts = found.split.cuts
     return tuple(
         Stage(modules=tuple(dict.fromkeys(m for segment in graph.segments[a:b] for m in segment.modules)))
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in pairwise(cuts)
     )
 
 
@@ -174,7 +154,8 @@ def _check_pins(setting: Setting, constraints: Constraints) -> None:
             raise UsageError(f"{obstacle} of {setting.graph.name}: every sharded dim must split evenly over tp.")
     if pins.get("pp", 1) > len(setting.graph.segments):
         raise UsageError(
-            f"pp ({pins['pp']}) exceeds the {len(setting.graph.segments)} blocks of {setting.graph.name}; a stage holds one or more."
+            f"pp ({pins['pp']}) exceeds the {len(setting.graph.segments)} blocks of {setting.graph.name}; "
+            "a stage holds one or more."
         )
     data_parallel = pins.get("dp_replicate", 1) * pins.get("dp_shard", 1)
     per_rank = data_parallel * (constraints.microbatch_size or 1)
@@ -194,23 +175,23 @@ def _nothing_fits(
         obstacles = sorted({o for tp in (2, cluster.num_devices) if (o := result.layouts.obstacle(tp))})
         return UsageError(
             f"no mesh of {cluster.num_devices} devices obeys the rules for {graph.name} with a global batch of "
-            f"{job.global_batch} (rejected: {reasons}). dp_replicate * dp_shard * microbatch_size must divide the global "
-            f"batch, pp may not exceed the {len(graph.segments)} blocks{''.join('; ' + o for o in obstacles)}. "
+            f"{job.global_batch} (rejected: {reasons}). dp_replicate * dp_shard * microbatch_size must divide the "
+            f"global batch, pp may not exceed the {len(graph.segments)} blocks{''.join('; ' + o for o in obstacles)}. "
             "Change the number of devices or the global batch."
         )
     say("nothing fits; solving again with changes")
     costs, peak = result.tightest
     capacity = constraints.memory_fraction * cluster.device.memory_bytes
-    lines = [
+    headline = (
         f"no plan fits {graph.name} on {cluster.name}: the tightest layout, {describe(costs.candidate)}, needs "
         f"{format_bytes(peak)} on its fullest device; the limit is {format_bytes(capacity)} "
         f"({constraints.memory_fraction:.0%} of {format_bytes(cluster.device.memory_bytes)}). Rejected: {reasons}."
-    ]
+    )
     changes = _changes_that_fit(setting, constraints, result.layouts)
-    lines += [f"  {i}. {change}" for i, change in enumerate(changes, 1)] or [
+    lines = [f"  {i}. {change}" for i, change in enumerate(changes, 1)] or [
         f"  No multiple of the devices up to {DEVICE_FACTORS[-1]} times fits either: the model needs larger devices."
     ]
-    return NoPlanError("\n".join(lines))
+    return NoPlanError("\n".join([headline, *lines]))
 
 
 def _changes_that_fit(setting: Setting, constraints: Constraints, layouts: ModelLayouts) -> list[str]:

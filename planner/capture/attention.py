@@ -1,9 +1,10 @@
 """One op per fused attention, whatever this machine's kernels would do.
 
-On CPU tensors `scaled_dot_product_attention` falls back to explicit score matrices whenever its one flash kernel does not
-fit (dropout, masks that need gradients, value dims unlike key dims), which no accelerator does: traced, a plan would hold
-quadratic activations that never exist. So, while tracing, the call is replaced by ``meshwright::attention``, with the
-memory of a fused kernel: forward keeps the output and one float32 log-sum-exp per query.
+On CPU tensors `scaled_dot_product_attention` falls back to explicit score matrices whenever its one flash kernel does
+not fit (dropout, masks that need gradients, value dims unlike key dims), which no accelerator does: traced, a plan
+would hold quadratic activations that never exist. So, while tracing, the call is replaced by
+``meshwright::attention``, with the memory of a fused kernel: forward keeps the output and one float32 log-sum-exp per
+query.
 """
 
 from __future__ import annotations

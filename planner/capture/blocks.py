@@ -47,7 +47,7 @@ def structure_keys(blocks: Mapping[str, nn.Module]) -> dict[str, Hashable]:
     positions: dict[str, set[str]] = {}
     for members in siblings.values():
         counting = _position_attributes([(fqn.rpartition(".")[2], attributes[fqn]) for fqn in members])
-        positions.update({fqn: counting for fqn in members})
+        positions.update(dict.fromkeys(members, counting))
     return {
         fqn: tuple((path, value) for path, value in attributes[fqn].items() if path not in positions[fqn])
         for fqn in blocks
@@ -61,15 +61,16 @@ def call_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
 
 
 def _position_attributes(members: list[tuple[str, dict[str, Hashable]]]) -> set[str]:
-    """Attribute paths whose value is an int that runs with the block's index: ``value - index`` equal for all siblings."""
+    """Attribute paths whose value is an int that runs with the block's index: ``value - index`` equal for all
+    siblings."""
     if len(members) < 2 or not all(name.isdigit() for name, _ in members):
         return set()
     found = set()
-    for path, value in members[0][1].items():
+    for path in members[0][1]:
         values = [(int(name), attributes.get(path)) for name, attributes in members]
-        if type(value) is int and all(type(v) is int for _, v in values):
-            if len({v - index for index, v in values if isinstance(v, int)}) == 1:
-                found.add(path)
+        numbers = [(index, v) for index, v in values if type(v) is int]
+        if len(numbers) == len(members) and len({v - index for index, v in numbers}) == 1:
+            found.add(path)
     return found
 
 
@@ -77,7 +78,7 @@ def _attributes(module: nn.Module) -> dict[str, Hashable]:
     """Dotted path -> comparable value of everything that hangs on a module."""
     found: dict[str, Hashable] = {}
     for fqn, sub in module.named_modules():
-        found[f"{fqn}:type"] = type(sub)
+        found[f"{fqn}:type"] = _describe(type(sub))
         for name, value in sub.__dict__.items():
             if name not in MODULE_STATE:
                 found[f"{fqn}.{name}"] = _describe(value)

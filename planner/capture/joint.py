@@ -244,7 +244,7 @@ def _make_joint(
     )
 
 
-# --- the opaque call ---------------------------------------------------------------------------------------------------
+# --- the opaque call ---
 
 _active_calls: contextvars.ContextVar[tuple[BlockCall, ...]] = contextvars.ContextVar("meshwright_block_calls")
 _library = torch.library.Library("meshwright", "DEF")

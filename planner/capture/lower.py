@@ -18,6 +18,7 @@ META_TARGETS = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 
 
 def is_backward(node: fx.Node) -> bool:
+    """Whether autograd issued the node."""
     return bool(node.meta.get("autograd_backward"))
 
 
@@ -108,6 +109,7 @@ def _refs(args: Iterable[Arg]) -> Iterable[Ref]:
 
 
 def is_call(node: fx.Node) -> bool:
+    """Whether the node is an operator call, rather than an input, an output or the picking of one result."""
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 

@@ -146,8 +146,8 @@ def _needs_grad(outer: JointGraph, observed: Observed) -> set[fx.Node]:
                 found.add(node)
         elif node.target in META_TARGETS:
             continue
-        elif any(n in found or n in trained for n in node.all_input_nodes):
-            if not _is_tensor(node) or node.meta["val"].is_floating_point():
+        elif not _is_tensor(node) or node.meta["val"].is_floating_point():
+            if any(n in found or n in trained for n in node.all_input_nodes):
                 found.add(node)
     return found
 

@@ -1,8 +1,9 @@
 """Shapes as functions of batch and sequence length, found by tracing at a few points and checked at one more.
 
 Every dim is sought as ``(const + slope * seq_len) * (batch or 1)``: solved from (b0, s0), (b1, s0), (b0, s1) and
-*checked* at a fourth point in which both differ. The operations must be the same at every point. Interpolation is used
-rather than symbolic tracing because a model meets only ordinary ints and so cannot specialise on, or trip over, symbols.
+*checked* at a fourth point in which both differ. The operations must be the same at every point. Interpolation is
+used rather than symbolic tracing because a model meets only ordinary ints and so cannot specialise on, or trip over,
+symbols.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from planner.capture.segments import RawModel
 from planner.graph import Block, Dim, Value
 
 
-class ShapeMismatch(Exception):
+class ShapeMismatchError(Exception):
     """The points do not describe one program: where they differ."""
 
 
@@ -32,12 +33,12 @@ def fit(points: Sequence[Point]) -> RawModel:
     Args:
         points: base point, one with another batch, optionally one with another sequence length, and a check point.
     Raises:
-        ShapeMismatch: operations or dims that no such function describes.
+        ShapeMismatchError: operations or dims that no such function describes.
     """
     first = points[0].model
     for point in points[1:]:
         if point.model.segments != first.segments or len(point.model.blocks) != len(first.blocks):
-            raise ShapeMismatch(f"the sequence of modules at batch {point.batch}, seq_len {point.seq_len} differs")
+            raise ShapeMismatchError(f"the sequence of modules at batch {point.batch}, seq_len {point.seq_len} differs")
     return RawModel(
         blocks=tuple(_fit_block(points, i) for i in range(len(first.blocks))),
         segments=first.segments,
@@ -60,14 +61,14 @@ def _fit_block(points: Sequence[Point], index: int) -> Block:
             if (op.target, op.fqn, op.inputs, op.outputs) != (other.target, other.fqn, other.inputs, other.outputs):
                 same = False
         if not same:
-            raise ShapeMismatch(f"the operations at batch {point.batch}, seq_len {point.seq_len} differ")
+            raise ShapeMismatchError(f"the operations at batch {point.batch}, seq_len {point.seq_len} differ")
     values = tuple(_fit_value(points, [block.values[i] for block in blocks]) for i in range(len(base.values)))
     return replace(base, values=values)
 
 
 def _fit_value(points: Sequence[Point], values: Sequence[Value]) -> Value:
     if len({len(value.dims) for value in values}) != 1:
-        raise ShapeMismatch("the number of dims of a tensor differs between points")
+        raise ShapeMismatchError("the number of dims of a tensor differs between points")
     sizes = zip(*([int(dim.const) for dim in value.dims] for value in values), strict=True)
     return replace(values[0], dims=tuple(_fit_dim(points, column) for column in sizes))
 
@@ -86,7 +87,9 @@ def _fit_dim(points: Sequence[Point], sizes: Sequence[int]) -> Dim:
     dim = Dim(_plain(const), _plain(slope), per_batch)
     for point, size in zip(points, sizes, strict=True):
         if dim.at(point.batch, point.seq_len) != size:
-            raise ShapeMismatch(f"a dim of size {sizes[0]} is {size} at batch {point.batch}, seq_len {point.seq_len}")
+            raise ShapeMismatchError(
+                f"a dim of size {sizes[0]} is {size} at batch {point.batch}, seq_len {point.seq_len}"
+            )
     return dim
 
 

@@ -20,8 +20,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from planner import models
-from planner.capture.trace import Inputs
-from planner.errors import ModelSourceError, UnknownNameError
+from planner.capture.trace import Inputs, trace
+from planner.errors import ModelSourceError, UnknownNameError, UsageError
+from planner.graph import ModelGraph
 
 CONTRACT = (
     "it must return (module, inputs), where inputs is a tuple or dict of example tensors, or a function "
@@ -38,6 +39,34 @@ class ModelSource:
     inputs: Inputs
     seq_len: int | None
     """Sequence length where the user gives none; ``None`` when only the user can know."""
+
+
+def capture_model(
+    model: str | nn.Module,
+    *,
+    seq_len: int | None,
+    compute_dtype: str,
+    example_inputs: Any = None,
+    loss_fn: Callable[..., torch.Tensor] | None = None,
+) -> tuple[ModelGraph, int, str]:
+    """Find, build and trace a model: its graph, its sequence length (1 for a model without one), torch's version.
+
+    Args:
+        seq_len: default the model's own.
+        compute_dtype: torch dtype name.
+    Raises:
+        UsageError: only the user can know the sequence length.
+        UnknownNameError, ModelSourceError, TraceError: see `load_model` and `planner.capture.trace.trace`.
+    """
+    dtype: torch.dtype = getattr(torch, compute_dtype)
+    source = load_model(model, dtype=dtype, example_inputs=example_inputs)
+    seq_len = source.seq_len if seq_len is None else seq_len
+    if seq_len is None:
+        raise UsageError(
+            f"give the sequence length: {source.name} takes inputs of any (seq_len; 1 if it has no sequence)."
+        )
+    graph = trace(source.module, source.inputs, name=source.name, seq_len=seq_len, dtype=dtype, loss_fn=loss_fn)
+    return graph, seq_len if graph.has_sequence else 1, torch.__version__.partition("+")[0]
 
 
 def load_model(model: str | nn.Module, *, dtype: torch.dtype, example_inputs: Any = None) -> ModelSource:
@@ -60,7 +89,7 @@ def load_model(model: str | nn.Module, *, dtype: torch.dtype, example_inputs: An
         return _from_file(Path(f"{path}.py" if factory else model), factory, dtype)
     if model not in models.names():
         raise UnknownNameError("model", model, models.names())
-    with _building(dtype):
+    with _Building(dtype):
         module, inputs = models.build(model)
     return ModelSource(model, module, inputs, models.preset(model).seq_len)
 
@@ -68,7 +97,8 @@ def load_model(model: str | nn.Module, *, dtype: torch.dtype, example_inputs: An
 def example_function(examples: Any, *, where: str) -> tuple[Inputs, int | None]:
     """``inputs(batch, seq_len)`` and the default length, from a function or from example tensors.
 
-    In example tensors dim 0 is the batch; dim 1 of integer tensors is the sequence, and so is every other dim 1 of that size.
+    In example tensors dim 0 is the batch; dim 1 of integer tensors is the sequence, and so is every other dim 1 of
+    that size.
     """
     if callable(examples):
         return examples, None
@@ -86,7 +116,7 @@ def example_function(examples: Any, *, where: str) -> tuple[Inputs, int | None]:
         def resize(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.dim() == 0:
                 return tensor
-            rest = tensor.shape[1:]
+            rest = tuple(tensor.shape[1:])
             if length is not None and tensor.dim() > 1 and tensor.shape[1] == length:
                 rest = (seq_len, *rest[1:])
             return torch.empty((batch, *rest), dtype=tensor.dtype, device="meta")
@@ -96,7 +126,7 @@ def example_function(examples: Any, *, where: str) -> tuple[Inputs, int | None]:
     return inputs, length if length is not None else 1
 
 
-class _building:
+class _Building:
     """Default device ``meta`` and default dtype the compute precision."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -124,7 +154,7 @@ def _from_file(path: Path, name: str, dtype: torch.dtype) -> ModelSource:
     if factory is None:
         raise UnknownNameError(f"factory in {path}", name, functions)
     try:
-        with _building(dtype):
+        with _Building(dtype):
             made = factory()
     except Exception as cause:
         raise ModelSourceError(
@@ -189,7 +219,7 @@ def _from_hf_config(path: Path, dtype: torch.dtype) -> ModelSource:
     architecture = next(iter(fields.get("architectures") or ()), None)
     factory = getattr(transformers, architecture, None) if architecture else None
     try:
-        with _building(dtype):
+        with _Building(dtype):
             module = factory(config) if factory else transformers.AutoModelForCausalLM.from_config(config)
     except Exception as cause:
         raise ModelSourceError(

@@ -16,7 +16,7 @@ from planner.capture.attention import FusedAttention
 from planner.capture.blocks import find_blocks, structure_keys
 from planner.capture.joint import observe, trace_block, trace_outer
 from planner.capture.segments import RawModel, cut, lower_block
-from planner.capture.shapes import Point, ShapeMismatch, fit
+from planner.capture.shapes import Point, ShapeMismatchError, fit
 from planner.errors import MeshwrightError, TraceError
 from planner.graph import ModelGraph, Parameter
 
@@ -39,15 +39,15 @@ def trace(
     it may live on ``meta``. Floating point parameters and inputs count as ``dtype``, the compute precision.
 
     Args:
-        model: returns its own scalar loss, an object with a ``loss``, or tensors for ``loss_fn``.
-        inputs: see `Inputs`; batch is the number of samples of the microbatch.
-        seq_len: the length of interest; shapes are found from it, a half and a quarter of it (see `planner.capture.shapes`).
-        loss_fn: ``loss_fn(output, target)``; the last positional input is then the target and not given to the model.
+        model: returns its own scalar loss, an object with a ``loss``, or tensors for ``loss_fn``. inputs: see
+        `Inputs`; batch is the number of samples of the microbatch. seq_len: the length of interest; shapes are found
+        from it, a half and a quarter of it (see `planner.capture.shapes`). loss_fn: ``loss_fn(output, target)``; the
+        last positional input is then the target and not given to the model.
             Without it a model that returns no loss is differentiated through the sum of its outputs, with a warning.
     Raises:
         TraceError: the model fails on fake tensors, or its operations change with the batch.
     """
-    with _training_mode(model):
+    with _TrainingMode(model):
         tracer = _Tracer(model, inputs, dtype, loss_fn)
         raw, fixed_seq_len = tracer.symbolic(seq_len)
     params = tuple(
@@ -71,7 +71,7 @@ def trace(
     )
 
 
-class _training_mode:
+class _TrainingMode:
     """Trains for the time of the context: dropout and batch norm do in training what they do not in evaluation."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -113,7 +113,7 @@ class _Tracer:
             return self._fixed(fitted, seq_len), None
         try:
             return fitted([*batch_points, (2, seq_len // 2), (3, max(seq_len // 4, 1))]), None
-        except (ShapeMismatch, TraceError) as failure:
+        except (ShapeMismatchError, TraceError) as failure:
             raw = self._fixed(fitted, seq_len)
             self.warnings[f"traced for seq_len {seq_len} only: at other lengths {failure}"] = None
             return raw, seq_len
@@ -121,7 +121,7 @@ class _Tracer:
     def _fixed(self, fitted: Callable[[Sequence[tuple[int, int]]], RawModel], seq_len: int) -> RawModel:
         try:
             return fitted([(2, seq_len), (4, seq_len), (3, seq_len)])
-        except ShapeMismatch as failure:
+        except ShapeMismatchError as failure:
             raise TraceError(
                 f"the operations of {type(self.model).__name__} change with the number of samples: {failure}. A plan "
                 "needs one program for every microbatch; remove the branch on the batch size, or pad."

@@ -2,8 +2,8 @@
 
 A dim is an ordered run of atoms (outer to inner) whose sizes multiply to its size. Two dims that an operation relates
 element by element share atoms; a view that splits a dim splits its atoms for everybody who shares them. Sharding an
-atom over a mesh axis then means: every tensor dim that holds the atom is sharded, and no operation notices, except those
-that contract the atom (their result is a partial sum) or for which it was marked *fixed*.
+atom over a mesh axis then means: every tensor dim that holds the atom is sharded, and no operation notices, except
+those that contract the atom (their result is a partial sum) or for which it was marked *fixed*.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Atoms:
         return frozenset(self._fixed.get(self._root(atom), ()))
 
     def unify(self, a: Iterable[int], b: Iterable[int], op: int) -> None:
-        """State that two runs are the same elements in the same order; where their factors do not align, both are fixed."""
+        """State that two runs are the same elements in the same order; where their factors do not align, both are
+        fixed."""
         left, right = list(self.leaves(a)), list(self.leaves(b))
         while left and right:
             x, y = left.pop(0), right.pop(0)

@@ -1,8 +1,9 @@
 """How ATen operations relate the dims of their tensors: one rule per family, on `Atoms`.
 
-A rule gives the result's atoms and unifies what must be sharded alike. What an operation cannot do on a shard (normalise,
-sort or slice along a dim) is *fixed*. An operation without a rule fixes all dims of its arguments: it is never sharded
-wrongly, only not at all. Backward operations follow the forward tensors whose gradients they compute and fix nothing.
+A rule gives the result's atoms and unifies what must be sharded alike. What an operation cannot do on a shard
+(normalise, sort or slice along a dim) is *fixed*. An operation without a rule fixes all dims of its arguments: it is
+never sharded wrongly, only not at all. Backward operations follow the forward tensors whose gradients they compute
+and fix nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class DimFlow:
         gradient_of = {
             grad: param for fqn, grad in self.block.param_grads for name, param in self.block.params if name == fqn
         }
-        for self.index, op in enumerate(self.block.ops):
+        for index, op in enumerate(self.block.ops):
+            self.index = index
             rule = RULES.get(op.name, _pointwise if op.pointwise else _unknown)
             results = rule(self, op)
             for value, dims in zip(op.outputs, results, strict=False):
@@ -212,7 +214,8 @@ def _softmax(flow: DimFlow, op: Op) -> list[Dims]:
 
 
 def _only_cross_entropy(block: Block, log_probs: int) -> bool:
-    """Whether log-probabilities serve the cross-entropy alone; it can then run on shards of the classes (loss parallel)."""
+    """Whether log-probabilities serve the cross-entropy alone; it can then run on shards of the classes (loss
+    parallel)."""
     readers = [op for op in block.ops if op.phase == "forward" and log_probs in op.inputs]
     return bool(readers) and all(op.name == "nll_loss_forward" for op in readers)
 

@@ -1,10 +1,11 @@
 """Tensor and sequence parallelism of one block, read off its dim flow.
 
-Which dims can be sharded over the ``tp`` axis is a property of the program: an atom (see `planner.layouts.atoms`) that some
-parameter holds, that neither enters nor leaves the block, and that no operation needs whole. Heads of an attention, the
-inner width of an MLP or of every expert, the vocabulary of an embedding or of a loss are such atoms; the residual width
-is not (it crosses blocks, norms need it). Megatron's column- and row-parallel linears are what follows: weights that hold
-the atom in their output dim need no communication, weights that contract it leave a partial sum.
+Which dims can be sharded over the ``tp`` axis is a property of the program: an atom (see `planner.layouts.atoms`)
+that some parameter holds, that neither enters nor leaves the block, and that no operation needs whole. Heads of an
+attention, the inner width of an MLP or of every expert, the vocabulary of an embedding or of a loss are such atoms;
+the residual width is not (it crosses blocks, norms need it). Megatron's column- and row-parallel linears are what
+follows: weights that hold the atom in their output dim need no communication, weights that contract it leave a
+partial sum.
 
 Communication follows from the same flow (one region = a run of operations on sharded tensors):
 
@@ -31,16 +32,16 @@ REFERENCE_SEQ_LEN = 512
 """Sizes at which dims are factored; sharding is a statement about atoms, so any sizes would do."""
 
 COPIES = {
-    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "t", "transpose", "permute", "expand", "clone", "_to_copy",
-    "index", "index_select", "gather", "select",
+    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "t", "transpose", "permute", "expand", "clone",
+    "_to_copy", "index", "index_select", "gather", "select",
 }  # fmt: skip
 """Calls that only move values: an entry may be communicated before them."""
 LINEAR = COPIES | {"mul", "sum", "index_add", "index_put", "_unsafe_index_put", "scatter_add", "div"}
 """Calls through which a partial sum may pass before it is reduced."""
 
 SHUFFLES = {
-    "sort", "topk", "argsort", "cumsum", "index", "index_select", "gather", "scatter", "scatter_add", "index_add", "index_put",
-    "index_put_", "_unsafe_index_put",
+    "sort", "topk", "argsort", "cumsum", "index", "index_select", "gather", "scatter", "scatter_add", "index_add",
+    "index_put", "index_put_", "_unsafe_index_put",
 }  # fmt: skip
 """Calls that reorder tokens. Together with integer work (routing), they run on all tokens under sequence parallelism:
 what they read is gathered as an entry."""
@@ -224,11 +225,11 @@ def _entries(flow: DimFlow, shard_dim: tuple[int | None, ...], sharded_ops: froz
         partial = any(shard_dim[v] is None for v in op.outputs) and i in flow.contracted
         for value in op.inputs:
             if value in activations and shard_dim[value] is None and not (partial and op.name not in ops.COMPUTE_HEAVY):
-                smallest = value
-                while value in producers and producers[value].name in COPIES:
-                    value = producers[value].inputs[0]
-                    if value in activations and _bytes(flow, value) <= _bytes(flow, smallest):
-                        smallest = value
+                source = smallest = value
+                while source in producers and producers[source].name in COPIES:
+                    source = producers[source].inputs[0]
+                    if source in activations and _bytes(flow, source) <= _bytes(flow, smallest):
+                        smallest = source
                 found.setdefault(block.values[smallest].storage, smallest)
     return tuple(sorted(found.values()))
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def split_stages(t: Matrix, w: Matrix, fits: Sequence[Mask]) -> Split | None:
             break
         found = _least_sum(t, [mask & (w <= bound) for mask in fits])
         if found is not None:
-            worst = max(w[a, b] for a, b in zip(found.cuts, found.cuts[1:], strict=False))
+            worst = max(w[a, b] for a, b in pairwise(found.cuts))
             if best is None or found.step_s + worst < best.step_s:
                 best = Split(cuts=found.cuts, step_s=float(found.step_s + worst))
     return best

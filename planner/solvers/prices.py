@@ -1,4 +1,5 @@
-"""Price of one distinct block on one device: seconds by kind and bytes by use, for a tensor-parallel degree and microbatch."""
+"""Price of one distinct block on one device: seconds by kind and bytes by use, for a tensor-parallel degree and
+microbatch."""
 
 from __future__ import annotations
 
@@ -186,8 +187,8 @@ def _collectives(
     tp: int,
     sequence_parallel: bool,
 ) -> float:
-    """Entries and exits over ``tp`` (see `planner.layouts.tensor_parallel`), and the three row-wide reductions (maximum,
-    sum of exponentials, label's logit) of a loss over sharded classes."""
+    """Entries and exits over ``tp`` (see `planner.layouts.tensor_parallel`), and the three row-wide reductions
+    (maximum, sum of exponentials, label's logit) of a loss over sharded classes."""
     if tp == 1:
         return 0.0
     ranks = group(cluster, size=tp, stride=1)

@@ -1,8 +1,8 @@
 """The best plan over mesh, sharding level, microbatch, recomputation and stage cuts: exact over the enumerated space.
 
 Space: every factorisation ``pp * dp_replicate * dp_shard * tp = num_devices``; every microbatch size that divides the
-samples per data-parallel rank; recomputation none, selective or full; ZeRO stage 1, 2 or 3 where ``dp_shard`` > 1. For each
-point the stages are cut optimally (`planner.solvers.inter_op`).
+samples per data-parallel rank; recomputation none, selective or full; ZeRO stage 1, 2 or 3 where ``dp_shard`` > 1.
+For each point the stages are cut optimally (`planner.solvers.inter_op`).
 
 Candidates are visited in order of a lower bound on their step time (`StageCosts.lower_bound_s`); once the bound is no
 better than the worst of the plans to report, no later candidate can enter, and the rest is rejected by ``bound``. So
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 
 from costmodels.step import step_breakdown
 from planner import ops
@@ -21,8 +22,8 @@ from planner.graph import ModelGraph
 from planner.job import Constraints
 from planner.layouts.model import ModelLayouts, analyse_model
 from planner.plan import Candidate, Prediction, SearchReport
-from planner.solvers.prices import BlockPrice, price_block
 from planner.solvers.inter_op import Split, least_peak, split_stages
+from planner.solvers.prices import BlockPrice, price_block
 from planner.solvers.stage_costs import Setting, StageCosts
 
 RECOMPUTE = ("none", "selective", "full")
@@ -202,7 +203,7 @@ def predict(found: Found) -> Prediction:
     costs, cuts = found.costs, found.split.cuts
     setting, candidate = costs.setting, costs.candidate
     job, cluster = setting.job, setting.cluster
-    stages = list(zip(cuts, cuts[1:], strict=False))
+    stages = list(pairwise(cuts))
     breakdown = step_breakdown(
         [costs.stage_seconds(a, b) for a, b in stages], candidate.num_microbatches, cluster.evidence
     )

@@ -1,7 +1,7 @@
 """Seconds and bytes of every possible pipeline stage of one candidate, as matrices over (first, last) segment.
 
-Everything is additive over segments, but for what stands at a stage's borders (sends, the first gather) and for the largest
-block's transient memory; so prefix sums and running maxima give all stages at once.
+Everything is additive over segments, but for what stands at a stage's borders (sends, the first gather) and for the
+largest block's transient memory; so prefix sums and running maxima give all stages at once.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hardware_profiles.topology import boundary, group
 from planner.graph import ITEM_BYTES, ModelGraph, Value
 from planner.job import Job
 from planner.plan import Candidate, StageMemory
-from planner.solvers.prices import BlockPrice
 from planner.solvers.inter_op import Matrix
+from planner.solvers.prices import BlockPrice
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class StageCosts:
 
     @cached_property
     def lower_bound_s(self) -> float:
-        """No cut of this candidate is faster: every sum is at least that over all segments, every maximum at least the mean."""
+        """No cut of this candidate is faster: a sum over stages is at least that over segments, a maximum the mean."""
         c = self.candidate
         per_microbatch, per_step = self.data_parallel
         t = float((self.forward_s + self.backward_s + sum(e.expected for e in per_microbatch.values())).sum())
@@ -331,8 +331,8 @@ def _range_maxima(x: Array) -> Matrix:
     """(a, b) -> ``max(x[a:b])``; 0 where b <= a."""
     n = len(x)
     columns = np.concatenate([[0.0], x])
-    spread = np.where(_empty(n), 0.0, columns[None, :])
-    return np.maximum.accumulate(spread, axis=1)
+    maxima: Matrix = np.maximum.accumulate(np.where(_empty(n), 0.0, columns[None, :]), axis=1)
+    return maxima
 
 
 def _range_second(x: Array) -> Matrix:
