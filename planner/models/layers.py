@@ -31,10 +31,10 @@ class ReferenceModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
                 nn.init.normal_(module.weight, std=INIT_STD)
-                if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+                if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+                    nn.init.zeros_(bias)
+            elif callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
 
 
 def make_norm(kind: Literal["rms", "layer"], dim: int, eps: float) -> nn.Module:

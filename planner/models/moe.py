@@ -31,6 +31,8 @@ class Router(nn.Module):
     may be chosen.
     """
 
+    expert_bias: Tensor
+
     def __init__(self, config: MoEDecoderConfig) -> None:
         super().__init__()
         self.config = config
