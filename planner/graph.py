@@ -130,7 +130,7 @@ class Segment:
     prefix: str
     """Module FQN of a repeated block's call (``layers.3``); empty for a stretch between blocks."""
     modules: tuple[str, ...]
-    """Outermost module FQNs that this segment runs, for cutting the model into stages."""
+    """Outermost FQNs that this segment runs: modules, and parameters that belong to none of them (a class token)."""
 
     def absolute(self, relative_fqn: str) -> str:
         return f"{self.prefix}.{relative_fqn}" if self.prefix and relative_fqn else self.prefix or relative_fqn

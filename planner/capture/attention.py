@@ -12,8 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
 _library = torch.library.Library("meshwright", "FRAGMENT")
 _library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal) -> (Tensor, Tensor)")
@@ -59,21 +57,14 @@ class _Attention(torch.autograd.Function):
         return *grads, None
 
 
-class FusedAttention(TorchFunctionMode):
-    """While active, every `scaled_dot_product_attention` over [batch, heads, len, dim] is one fused op."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._fused(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _fused(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None,
-        dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
-        if query.dim() == 4:
-            return _Attention.apply(query, key, value, attn_mask, is_causal)
-        lead = query.shape[:-2]
-        flat = [t.reshape(-1, 1, *t.shape[-2:]) for t in (query, key, value)]
-        out = _Attention.apply(*flat, None, is_causal)
-        return out.reshape(*lead, *out.shape[-2:])
+def fused_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """`scaled_dot_product_attention` over [..., heads, len, dim] as one op; fewer key/value heads as with ``enable_gqa``."""
+    if query.dim() == 4:
+        return _Attention.apply(query, key, value, attn_mask, is_causal)
+    lead = query.shape[:-2]
+    flat = [t.reshape(-1, 1, *t.shape[-2:]) for t in (query, key, value)]
+    out = _Attention.apply(*flat, None, is_causal)
+    return out.reshape(*lead, *out.shape[-2:])

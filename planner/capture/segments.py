@@ -88,7 +88,9 @@ def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_
                 param_grads={fqn: node for fqn, node in outer.param_grads.items() if _producer(node, run_of) == i},
                 fqn_of=lambda node: node_fqn(_forward_of(node, forward)),
             )
-            fqns = [op.fqn for op in block.ops] + [fqn.rpartition(".")[0] for fqn, _ in block.params]
+            # A parameter that belongs to no smaller module than one that holds blocks stands for itself.
+            owned = [fqn for fqn, _ in block.params if fqn.rpartition(".")[0] in ancestors]
+            fqns = [op.fqn for op in block.ops] + owned
             segments.append(Segment(block=len(blocks), prefix="", modules=_outermost(fqns, ancestors)))
             blocks.append(block)
     return RawModel(blocks=tuple(blocks), segments=tuple(segments), crossings=crossings)

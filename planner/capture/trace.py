@@ -12,8 +12,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from planner.capture.attention import FusedAttention
 from planner.capture.blocks import find_blocks, structure_keys
+from planner.capture.fused import FusedKernels
 from planner.capture.joint import observe, trace_block, trace_outer
 from planner.capture.segments import RawModel, cut, lower_block
 from planner.capture.shapes import Point, ShapeMismatchError, fit
@@ -136,7 +136,7 @@ class _Tracer:
 
     def at(self, batch: int, seq_len: int) -> RawModel:
         """Trace at one point."""
-        with FakeTensorMode(allow_non_fake_inputs=True), FusedAttention(), torch.enable_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True), FusedKernels(), torch.enable_grad():
             params = {fqn: self._fake(p) for fqn, p in self.model.named_parameters()}
             buffers = {fqn: torch.empty(b.shape, dtype=b.dtype) for fqn, b in self.model.named_buffers()}
             example = self._example(batch, seq_len)

@@ -295,6 +295,14 @@ def _embedding(flow: DimFlow, op: Op) -> list[Dims]:
     return [[*index, table[1]]]
 
 
+def _embedding_backward(flow: DimFlow, op: Op) -> list[Dims]:
+    """Rows of the gradient are added up by index into a table."""
+    grad, index = flow.of(op.inputs[0]), flow.of(op.inputs[1])
+    for ours, theirs in zip(grad, index, strict=False):
+        flow.unify(ours, theirs)
+    return [[flow.atoms.new(flow.shapes[op.outputs[0]][0]), grad[-1]]]
+
+
 def _attention(flow: DimFlow, op: Op) -> list[Dims]:
     """q, k, v [batch, heads, len, dim]. Fewer KV heads: query heads are (KV head, query per KV head)."""
     query, key, value, *masks = (arg.value for arg in op.args if isinstance(arg, Ref))
@@ -333,10 +341,13 @@ def _convolution(flow: DimFlow, op: Op) -> list[Dims]:
 
 
 def _like_inputs(*positions: int) -> Rule:
-    """A backward call whose results are the gradients of the arguments at ``positions``."""
+    """A backward call whose results are the gradients of the arguments at ``positions``; where the incoming gradient
+    has the shape of the first of them (norms), it lies alike."""
 
     def rule(flow: DimFlow, op: Op) -> list[Dims]:
         tensors = [arg.value for arg in op.args if isinstance(arg, Ref)]
+        if flow.shapes[tensors[0]] == flow.shapes[tensors[positions[0]]] and "norm" in op.name:
+            flow.same(tensors[0], tensors[positions[0]])
         by_shape = {
             flow.shapes[value]: value for value in reversed([tensors[p] for p in positions if p < len(tensors)])
         }
@@ -383,7 +394,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "var_mean", "std", "prod", "argmax", "any", "all"), _reduce),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), _softmax),
     **dict.fromkeys(("_softmax_backward_data", "_log_softmax_backward_data"), _pointwise),
-    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _layer_norm),
+    **dict.fromkeys(("native_layer_norm", "rms_norm"), _layer_norm),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
                      "cudnn_batch_norm"), _batch_norm),
     **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"), _pool),
@@ -397,7 +408,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ops.ATTENTION, _attention),
     **dict.fromkeys(ops.ATTENTION_BACKWARD, _attention_backward),
     "native_layer_norm_backward": _like_inputs(1, 4, 5),
-    "_fused_rms_norm_backward": _like_inputs(1, 3),
+    "rms_norm_backward": _like_inputs(1, 3),
     "native_batch_norm_backward": _like_inputs(1, 2),
     "convolution_backward": _like_inputs(1, 2),
     "nll_loss_backward": _like_inputs(1),
@@ -405,6 +416,7 @@ RULES: dict[str, Rule] = {
     "copy_": _pointwise,
     "empty_like": _like_first,
     "embedding": _embedding,
+    "embedding_dense_backward": _embedding_backward,
     "expand": _expand,
     "slice": _slice,
     "select": _select,

@@ -220,8 +220,8 @@ def _entries(flow: DimFlow, shard_dim: tuple[int | None, ...], sharded_ops: froz
     found: dict[int, int] = {}
     for i in sorted(sharded_ops):
         op = block.ops[i]
-        if op.phase == "backward" or ops.is_free(op, block):
-            continue
+        if op.phase == "backward" or (ops.is_free(op, block) and op.name != "expand"):
+            continue  # a view changes nothing, but for one key head that is expanded to all (sharded) query heads
         partial = any(shard_dim[v] is None for v in op.outputs) and i in flow.contracted
         for value in op.inputs:
             if value in activations and shard_dim[value] is None and not (partial and op.name not in ops.COMPUTE_HEAVY):

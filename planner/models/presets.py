@@ -66,7 +66,7 @@ def _gpt2(name: str, parameters: int, **shape: int) -> Preset:
     return Preset(
         name=name, config=_gpt(max_seq_len=1024, **shape), seq_len=1024, published_parameters=parameters,
         published_source=f"Hugging Face model {name}, number of parameters",
-        description="GPT-2 (Radford et al. 2019): LayerNorm, learned positions, GELU, tied embedding",
+        description="LayerNorm, learned positions, GELU, tied embedding",
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def _gpt3(name: str, parameters: int, digits: int, source: str, **shape: int) ->
     return Preset(
         name=name, config=_gpt(max_seq_len=2048, **shape), seq_len=2048, published_parameters=parameters,
         published_digits=digits, published_source=f"arXiv 2005.14165, {source}",
-        description="GPT-3 (Brown et al. 2020), with dense attention in every layer",
+        description="as GPT-2, dense attention in every layer",
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def _llama2(name: str, parameters: int, size: str, **shape: int) -> Preset:
         name=name, config=_llama(vocab_size=32_000, max_seq_len=4096, rope_theta=10_000.0, **shape),
         seq_len=4096, published_parameters=parameters,
         published_source=f"Hugging Face model meta-llama/Llama-2-{size}-hf, safetensors total",
-        description="Llama 2 (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU",
+        description="RMSNorm, rotary positions, SwiGLU",
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _llama3(name: str, parameters: int, size: str, **shape: int) -> Preset:
         name=name, config=_llama(vocab_size=128_256, max_seq_len=131_072, rope_theta=500_000.0, **shape),
         seq_len=8192, published_parameters=parameters,
         published_source=f"Hugging Face model meta-llama/Llama-3.1-{size}, safetensors total",
-        description="Llama 3 / 3.1 (arXiv 2407.21783): grouped-query attention, rotary positions, SwiGLU",
+        description="as Llama 2 with grouped-query attention",
     )  # fmt: skip
 
 
@@ -156,17 +156,17 @@ _ALL = (
     Preset(
         name="mixtral-8x7b", config=_MIXTRAL_8X7B, seq_len=4096, published_parameters=46_702_792_704,
         published_source="Hugging Face model mistralai/Mixtral-8x7B-v0.1, safetensors total",
-        description="Mixtral (arXiv 2401.04088): 8 experts in every layer, 2 per token",
+        description="8 experts in every layer, 2 per token",
     ),
     Preset(
         name="qwen3-30b-a3b", config=_QWEN3_30B_A3B, seq_len=4096, published_parameters=30_532_122_624,
         published_source="Hugging Face model Qwen/Qwen3-30B-A3B, safetensors total",
-        description="Qwen3-MoE (arXiv 2505.09388): 128 experts in every layer, 8 per token, query/key norms",
+        description="128 experts in every layer, 8 per token, query/key norms",
     ),
     Preset(
         name="deepseek-v3", config=_DEEPSEEK_V3, seq_len=4096, published_parameters=671_000_000_000, published_digits=3,
         published_source="arXiv 2412.19437, abstract (the multi-token prediction module is not counted)",
-        description="DeepSeek-V3: latent attention, 256 routed and 1 shared expert, 8 routed per token, no MTP",
+        description="latent attention, 256 routed and 1 shared expert, 8 per token",
     ),
     Preset(
         name="bert-large", seq_len=512, published_parameters=340_000_000, published_digits=2,
@@ -175,7 +175,7 @@ _ALL = (
             hidden_dim=4096, norm_eps=1e-12,
         ),
         published_source="arXiv 1810.04805, section 3",
-        description="BERT-large, uncased: masked language modelling with a tied output, no next-sentence head",
+        description="uncased, masked language modelling, tied output",
     ),
     Preset(
         name="vit-l-16", seq_len=1, published_parameters=304_326_632,
@@ -184,13 +184,13 @@ _ALL = (
             num_classes=1000,
         ),
         published_source="torchvision.models.ViT_L_16_Weights.IMAGENET1K_V1, num_params",
-        description="ViT-L/16 (arXiv 2010.11929) on 224 x 224 images",
+        description="224 x 224 images",
     ),
     Preset(
         name="resnet-50", seq_len=1, published_parameters=25_557_032,
         config=ResNetConfig(image_size=224, num_blocks=(3, 4, 6, 3), width=64, num_classes=1000),
         published_source="torchvision.models.ResNet50_Weights.IMAGENET1K_V1, num_params",
-        description="ResNet-50 v1.5 (arXiv 1512.03385, stride in the 3 x 3 convolution) on 224 x 224 images",
+        description="v1.5 (stride in the 3 x 3 convolution), 224 x 224 images",
     ),
 )  # fmt: skip
 

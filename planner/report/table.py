@@ -49,10 +49,10 @@ def render(result: PlanResult, *, saved: Path | None = None, color: bool = False
 
 
 def render_models(presets: Mapping[str, Preset]) -> str:
-    """Built-in models: name, published number of parameters, default sequence length, description."""
+    """Built-in models: name, published number of parameters (rounded), default sequence length, description."""
     table = _columns("model", ">parameters", ">seq len", "")
     for name, preset in presets.items():
-        table.add_row(name, f"{preset.published_parameters:,}", f"{preset.seq_len:,}", preset.description)
+        table.add_row(name, units.format_count(preset.published_parameters), f"{preset.seq_len:,}", preset.description)
     return _text([table])
 
 

@@ -28,6 +28,8 @@ from planner.solvers.stage_costs import Setting, StageCosts
 
 RECOMPUTE = ("none", "selective", "full")
 ZERO_STAGES = (1, 2, 3)
+NEAREST = 32
+"""Candidates whose stages are cut for least memory when nothing fits, in order of a bound on it."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ def search(setting: Setting, constraints: Constraints, *, top: int) -> SearchRes
 def _tightest(misfits: list[StageCosts]) -> tuple[StageCosts, float] | None:
     if not misfits:
         return None
-    nearest = min(misfits, key=lambda costs: (costs.least_peak_bytes, astuple(costs.candidate)))
-    return nearest, least_peak(nearest.peak_bytes)
+    near = sorted(misfits, key=lambda costs: (costs.least_peak_bytes, astuple(costs.candidate)))[:NEAREST]
+    peaks = [(least_peak(costs.peak_bytes), astuple(costs.candidate), costs) for costs in near]
+    peak, _, nearest = min(peaks, key=lambda item: item[:2])
+    return nearest, peak
 
 
 class _Space:

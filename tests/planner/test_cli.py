@@ -182,7 +182,7 @@ def test_models_are_listed_with_their_parameters(run: Any) -> None:
     done = run("models")
     assert done.code == 0
     line = next(line for line in done.out.splitlines() if line.startswith("llama3-70b "))
-    assert line.split()[1:3] == ["70,553,706,496", "8,192"]
+    assert line.split()[1:4] == ["70.6", "B", "8,192"]
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

@@ -1,0 +1,79 @@
+"""Kernels that accelerators fuse, as one op each while tracing.
+
+What CPU tensors would run instead keeps tensors that no accelerator keeps, so a plan would count memory and traffic that never
+exist: attention falls back to explicit score matrices (see `planner.capture.attention`), and RMSNorm to a chain of
+float32 copies, where CUDA and ROCm have a kernel that saves its input and one reciprocal root per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from planner.capture.attention import fused_attention
+
+_library = torch.library.Library("meshwright", "FRAGMENT")
+_library.define("rms_norm(Tensor x, Tensor? weight, int num_dims) -> (Tensor, Tensor)")
+_library.define(
+    "rms_norm_backward(Tensor grad, Tensor x, Tensor root, Tensor? weight, int num_dims) -> (Tensor, Tensor?)"
+)
+
+
+@torch.library.register_fake("meshwright::rms_norm", lib=_library)
+def _rms_norm(x: torch.Tensor, weight: Any, num_dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = (*x.shape[: x.dim() - num_dims], *(1,) * num_dims)
+    return torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.register_fake("meshwright::rms_norm_backward", lib=_library)
+def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, root: torch.Tensor, weight: Any, num_dims: int) -> Any:
+    return torch.empty_like(x), None if weight is None else torch.empty_like(weight)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: Any, num_dims: int) -> torch.Tensor:
+        out, root = torch.ops.meshwright.rms_norm(x, weight, num_dims)
+        ctx.save_for_backward(x, root, weight)
+        ctx.num_dims = num_dims
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, root, weight = ctx.saved_tensors
+        return *torch.ops.meshwright.rms_norm_backward(grad, x, root, weight, ctx.num_dims), None
+
+
+def fused_rms_norm(
+    input: torch.Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> torch.Tensor:
+    """`torch.rms_norm` as one op: [..., *normalized_shape] -> the same shape."""
+    return _RMSNorm.apply(input, weight, len(normalized_shape))
+
+
+ATTENTION, RMS_NORM = F.scaled_dot_product_attention, torch.rms_norm
+
+
+class FusedKernels(TorchFunctionMode):
+    """While active, attention and RMSNorm are one op each.
+
+    The names in torch are replaced, for calls from torch's own Python (``nn.RMSNorm``, ``nn.MultiheadAttention``), which
+    modes do not see; the mode is for models that imported the functions before.
+    """
+
+    def __enter__(self) -> FusedKernels:
+        F.scaled_dot_product_attention, torch.rms_norm = fused_attention, fused_rms_norm
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        F.scaled_dot_product_attention, torch.rms_norm = ATTENTION, RMS_NORM
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fused = {ATTENTION: fused_attention, RMS_NORM: fused_rms_norm}.get(func, func)
+        return fused(*args, **(kwargs or {}))
