@@ -53,11 +53,14 @@ DTYPE_BYTES = {
 
 
 @lru_cache(maxsize=65536)
-def gemm_s(device: Device, dtype: str, *, batch: int = 1, m: int, n: int, k: int) -> float:
+def gemm_s(
+    device: Device, dtype: str, *, batch: int = 1, m: int, n: int, k: int, moved_bytes: float | None = None
+) -> float:
     """Seconds of ``batch`` products ``[m, k] @ [k, n] -> [m, n]``, launch included.
 
     ``launch + max(waves * tile seconds + partial sums, bytes / bandwidth)``, least over tiles and splits (module
-    docstring); ``bytes = element size * batch * (m k + k n + m n)``. 0 when a side is 0. Raises `UnknownNameError` for
+    docstring); ``bytes`` are ``moved_bytes`` where the operands are not matrices in memory (the im2col of a
+    convolution), else ``element size * batch * (m k + k n + m n)``. 0 when a side is 0. Raises `UnknownNameError` for
     a dtype that the device's profile lacks.
     """
     element_bytes = dtype_bytes(dtype)
@@ -75,7 +78,7 @@ def gemm_s(device: Device, dtype: str, *, batch: int = 1, m: int, n: int, k: int
             best_s = min(best_s, waves * tile_flop / (unit_flop_per_s * reuse) + partial_bytes / bandwidth)
             if num_tiles >= device.num_compute_units:
                 break
-    compulsory_bytes = element_bytes * batch * (m * k + k * n + m * n)
+    compulsory_bytes = element_bytes * batch * (m * k + k * n + m * n) if moved_bytes is None else moved_bytes
     return device.launch_overhead_s + max(best_s, compulsory_bytes / bandwidth)
 
 

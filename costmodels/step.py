@@ -48,13 +48,14 @@ def step_breakdown(stages: Sequence[StageSeconds], num_microbatches: int, eviden
 
     Stages must name the same terms. Zero terms are left out.
     """
-    last = max(stages, key=lambda s: (num_microbatches - 1) * s.microbatch_s + s.step_s)
+    slowest = max(range(len(stages)), key=lambda i: (num_microbatches - 1) * stages[i].microbatch_s + stages[i].step_s)
+    last = stages[slowest]
     terms = [
         Term(name=name, seconds=n * s.expected, low_s=n * s.low, high_s=n * s.high, evidence=evidence)
         for n, named in ((num_microbatches, last.per_microbatch), (1, last.per_step))
         for name, s in named.items()
     ]
-    others = [s for stage in stages if stage is not last for s in stage.per_microbatch.values()]
+    others = [s for i, stage in enumerate(stages) if i != slowest for s in stage.per_microbatch.values()]
     terms.append(
         Term(
             name="pp.bubble",

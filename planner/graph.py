@@ -17,8 +17,9 @@ from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
 ITEM_BYTES = {
-    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "complex64": 8,
-    "complex128": 16, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1,
+    "float8_e5m2": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1, "complex32": 4, "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
 }  # fmt: skip
 """Bytes of one element by torch dtype name."""
 
@@ -101,11 +102,14 @@ class Block:
     def saved(self) -> tuple[int, ...]:
         """One value per storage that stays in memory from forward to backward.
 
-        These are the block's inputs and whatever the backward ops read of the forward pass, except parameters,
-        constants and the block's own outputs (the next block counts those as its inputs).
+        These are the block's inputs and whatever the backward ops read of the forward pass, except the block's own
+        outputs (the next block counts those as its inputs) and what is in memory anyway: parameters and what comes from
+        outside without a gradient (labels, masks, rotary angles), also through a view.
         """
-        produced = {v for op in self.ops if op.phase == "forward" for v in op.outputs} | set(self.inputs)
-        skip = {self.values[v].storage for v in (*self.outputs, *(v for _, v in self.params))}
+        forward = [op for op in self.ops if op.phase == "forward"]
+        produced = {v for op in forward for v in op.outputs} | set(self.inputs)
+        outside = {v for op in forward for v in op.inputs} - produced
+        skip = {self.values[v].storage for v in (*self.outputs, *outside, *(v for _, v in self.params))}
         first: dict[int, int] = {self.values[v].storage: v for v in self.inputs}
         for op in self.ops:
             if op.phase == "backward":

@@ -25,6 +25,8 @@ COMPUTE_HEAVY = MATMUL | CONVOLUTION | ATTENTION
 ALLOCATION = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 LOOKUP = {"embedding", "index", "index_select", "gather", "select", "slice"}
 """Calls that read of their first argument only what they return."""
+UNREAD = {"nll_loss_forward": 0, "nll_loss_backward": 1}
+"""Calls that read next to nothing of the argument at this place: a loss looks up one log-probability per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,10 @@ def gemms(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
         return _convolution(op, shapes)
     if op.name not in MATMUL:
         return ()
-    a, b = (shapes[v] for v in op.inputs[-2:]) if op.name != "_grouped_mm" else (shapes[v] for v in op.inputs[:2])
-    if len(op.inputs) == 1:
-        a = b = shapes[op.inputs[0]]
+    tensors = [shapes[arg.value] for arg in op.args if isinstance(arg, Ref)]
     if op.name == "_grouped_mm":
-        return (_grouped(a, b, shapes[op.outputs[0]]),)
+        return (_grouped(tensors[0], tensors[1], shapes[op.outputs[0]]),)
+    a, b = tensors[-2:]
     groups = a[0] if len(a) == 3 else 1
     return (Gemm(groups, m=a[-2], n=b[-1], k=a[-1]),)
 
@@ -92,12 +93,13 @@ def _grouped(a: Shape, b: Shape, out: Shape) -> Gemm:
 
 def _convolution(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
     """Output positions x output channels x (input channels per group x kernel), per group; backward once per
-    gradient."""
+    gradient. A transposed convolution is the same with input and output exchanged."""
     backward = op.name == "convolution_backward"
-    given, second, *rest = (shapes[v] for v in op.inputs)
-    out, weight = (given, rest[0]) if backward else (shapes[op.outputs[0]], second)
-    groups = next(arg for arg in reversed(op.args) if type(arg) is int)
-    positions = out[0] * prod(out[2:])
+    tensors = [shapes[arg.value] for arg in op.args if isinstance(arg, Ref)]
+    out, x, weight = tensors[:3] if backward else (shapes[op.outputs[0]], *tensors[:2])
+    transposed, _, groups, *_ = op.args[7:] if backward else op.args[6:]
+    assert isinstance(groups, int)
+    positions = x[0] * prod(x[2:]) if transposed else out[0] * prod(out[2:])
     forward = Gemm(groups, m=positions, n=weight[0] // groups, k=prod(weight[1:]))
     if not backward:
         return (forward,)
@@ -147,4 +149,7 @@ def moved_bytes(op: Op, block: Block, shapes: Shapes) -> int:
     if op.name in LOOKUP:
         written *= 2
         read = read[1:]
+    elif op.name in UNREAD:
+        place = UNREAD[op.name]
+        read = (*read[:place], *read[place + 1 :])
     return written + sum(prod(shapes[v]) * ITEM_BYTES[block.values[v].dtype] for v in read)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -13,10 +15,10 @@ from costmodels.memory import OPTIMIZERS, PRECISIONS
 from costmodels.units import format_bytes, format_seconds
 from hardware_profiles.cluster import Cluster
 from hardware_profiles.load import load_cluster
-from planner.errors import MeshwrightError, NoPlanError, UnknownNameError, UsageError
+from planner.errors import MeshwrightError, NoPlanError, ProfileError, UnknownNameError, UsageError
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
-from planner.layouts.model import ModelLayouts, analyse_model, param_layouts
+from planner.layouts.model import analyse_model, param_layouts
 from planner.plan import Alternative, Candidate, Plan, PlanInputs, PlanResult, Stage
 from planner.solvers.search import Found, SearchResult, predict, search
 from planner.solvers.stage_costs import Setting
@@ -89,7 +91,7 @@ def make_plan(
     _check_pins(setting, constraints)
     result = search(setting, constraints, top=top)
     if not result.best:
-        raise _nothing_fits(setting, constraints, result, say)
+        raise _nothing_fits(setting, hardware, constraints, result, say)
     best, *others = result.best
     made = Plan(
         inputs=_inputs(setting, constraints, torch_version),
@@ -148,14 +150,18 @@ def _check_pins(setting: Setting, constraints: Constraints) -> None:
         named = " * ".join(f"{axis} ({size})" for axis, size in pins.items())
         relation = "must be" if len(pins) == 4 else "must divide"
         raise UsageError(f"{named} = {product} {relation} the number of devices ({num_devices}).")
+    for axis in ("tp", "pp"):
+        most = getattr(constraints, f"max_{axis}")
+        if most is not None and pins.get(axis, 1) > most:
+            raise UsageError(f"{axis} ({pins[axis]}) exceeds max_{axis} ({most}).")
     if "tp" in pins:
         obstacle = analyse_model(setting.graph).obstacle(pins["tp"])
         if obstacle is not None:
             raise UsageError(f"{obstacle} of {setting.graph.name}: every sharded dim must split evenly over tp.")
-    if pins.get("pp", 1) > len(setting.graph.segments):
+    most_stages = int(setting.named.sum())
+    if pins.get("pp", 1) > most_stages:
         raise UsageError(
-            f"pp ({pins['pp']}) exceeds the {len(setting.graph.segments)} blocks of {setting.graph.name}; "
-            "a stage holds one or more."
+            f"pp ({pins['pp']}) exceeds the {most_stages} blocks of {setting.graph.name}; a stage holds one or more."
         )
     data_parallel = pins.get("dp_replicate", 1) * pins.get("dp_shard", 1)
     per_rank = data_parallel * (constraints.microbatch_size or 1)
@@ -167,7 +173,7 @@ def _check_pins(setting: Setting, constraints: Constraints) -> None:
 
 
 def _nothing_fits(
-    setting: Setting, constraints: Constraints, result: SearchResult, say: Callable[[str], None]
+    setting: Setting, hardware: str, constraints: Constraints, result: SearchResult, say: Callable[[str], None]
 ) -> MeshwrightError:
     graph, cluster, job = setting.graph, setting.cluster, setting.job
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.report.rejected.items())
@@ -176,8 +182,8 @@ def _nothing_fits(
         return UsageError(
             f"no mesh of {cluster.num_devices} devices obeys the rules for {graph.name} with a global batch of "
             f"{job.global_batch} (rejected: {reasons}). dp_replicate * dp_shard * microbatch_size must divide the "
-            f"global batch, pp may not exceed the {len(graph.segments)} blocks{''.join('; ' + o for o in obstacles)}. "
-            "Change the number of devices or the global batch."
+            f"global batch into at least pp microbatches, pp may not exceed the {int(setting.named.sum())} blocks"
+            f"{''.join('; ' + o for o in obstacles)}. Change the number of devices or the global batch."
         )
     say("nothing fits; solving again with changes")
     costs, peak = result.tightest
@@ -187,14 +193,14 @@ def _nothing_fits(
         f"{format_bytes(peak)} on its fullest device; the limit is {format_bytes(capacity)} "
         f"({constraints.memory_fraction:.0%} of {format_bytes(cluster.device.memory_bytes)}). Rejected: {reasons}."
     )
-    changes = _changes_that_fit(setting, constraints, result.layouts)
+    changes = _changes_that_fit(setting, hardware, constraints)
     lines = [f"  {i}. {change}" for i, change in enumerate(changes, 1)] or [
         f"  No multiple of the devices up to {DEVICE_FACTORS[-1]} times fits either: the model needs larger devices."
     ]
     return NoPlanError("\n".join([headline, *lines]))
 
 
-def _changes_that_fit(setting: Setting, constraints: Constraints, layouts: ModelLayouts) -> list[str]:
+def _changes_that_fit(setting: Setting, hardware: str, constraints: Constraints) -> list[str]:
     """Changes that were solved again and fit; none touches what convergence depends on."""
     changes = []
     free = Constraints(memory_fraction=constraints.memory_fraction)
@@ -205,7 +211,10 @@ def _changes_that_fit(setting: Setting, constraints: Constraints, layouts: Model
             named = ", ".join(f"{k}={v}" for k, v in pins.items())
             changes.append(f"Without {named} it fits: {_outcome(found[0])}")
     for factor in DEVICE_FACTORS:
-        larger = replace(setting, cluster=_scaled(setting.cluster, factor))
+        cluster = _scaled(setting.cluster, hardware, factor)
+        if cluster is None:
+            continue
+        larger = replace(setting, cluster=cluster)
         found = search(larger, constraints, top=1).best
         if found:
             changes.append(
@@ -215,10 +224,17 @@ def _changes_that_fit(setting: Setting, constraints: Constraints, layouts: Model
     return changes
 
 
-def _scaled(cluster: Cluster, factor: int) -> Cluster:
-    """A cluster of the same kind with ``factor`` times the devices."""
-    profile = cluster.name.rpartition(":")[0]
-    return load_cluster(profile, cluster.num_devices * factor)
+def _scaled(cluster: Cluster, hardware: str, factor: int) -> Cluster | None:
+    """A cluster of the same kind with ``factor`` times the devices: fuller nodes if it has one node, else more nodes;
+    ``None`` where the profile joins no such number."""
+    profile = re.sub(r":\d+x\d+$", "", hardware)
+    nodes, per_node = (int(n) for n in cluster.name.rpartition(":")[2].split("x"))
+    if nodes == 1:
+        with suppress(ProfileError):
+            return load_cluster(profile, per_node * factor)
+    with suppress(ProfileError):
+        return load_cluster(f"{profile}:{nodes * factor}x{per_node}")
+    return None
 
 
 def _outcome(found: Found) -> str:

@@ -61,10 +61,17 @@ def fused_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """`scaled_dot_product_attention` over [..., heads, len, dim] as one op; fewer key/value heads as with ``enable_gqa``."""
+    """`scaled_dot_product_attention` over [..., heads, len, dim] as one op, also with fewer key/value heads."""
+    heads, kv_heads = (1 if t.dim() < 3 else t.shape[-3] for t in (query, key))
+    fits = query.shape[-1] == key.shape[-1] and key.shape[:-1] == value.shape[:-1]
+    if not fits or (kv_heads not in (1, heads) and not (enable_gqa and heads % kv_heads == 0)):
+        shapes = ", ".join(f"{list(t.shape)}" for t in (query, key, value))
+        raise ValueError(f"scaled_dot_product_attention: query, key and value {shapes} do not fit (gqa: {enable_gqa})")
     if query.dim() == 4:
         return _Attention.apply(query, key, value, attn_mask, is_causal)
     lead = query.shape[:-2]
     flat = [t.reshape(-1, 1, *t.shape[-2:]) for t in (query, key, value)]
-    out = _Attention.apply(*flat, None, is_causal)
+    if attn_mask is not None and attn_mask.dim() > 2:
+        attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:]).reshape(-1, 1, *attn_mask.shape[-2:])
+    out = _Attention.apply(*flat, attn_mask, is_causal)
     return out.reshape(*lead, *out.shape[-2:])

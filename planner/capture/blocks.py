@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import functools
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def call_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
 
 def hides_tensors(leaf: Any, above: tuple[int, ...] = ()) -> bool:
     """Whether an argument that pytree does not open (a dataclass, an object) holds tensors."""
-    if isinstance(leaf, (torch.Tensor, nn.Module, Callable, *BY_VALUE)) or id(leaf) in above:
+    if isinstance(leaf, (torch.Tensor, nn.Module, *BY_VALUE)) or callable(leaf) or id(leaf) in above:
         return False
     fields = dict(vars(leaf)) if hasattr(leaf, "__dict__") else {}
     if dataclasses.is_dataclass(leaf):
@@ -161,7 +161,7 @@ def _attributes(module: nn.Module) -> dict[str, Hashable]:
     """Dotted path -> comparable value of everything that hangs on a module."""
     found: dict[str, Hashable] = {}
     for fqn, sub in module.named_modules():
-        found[f"{fqn}:type"] = type(sub)
+        found[f"{fqn}:type"] = _describe(type(sub))
         for name, value in sub.__dict__.items():
             if name not in MODULE_STATE:
                 found[f"{fqn}.{name}"] = _describe(value)

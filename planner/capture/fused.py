@@ -1,8 +1,9 @@
 """Kernels that accelerators fuse, as one op each while tracing.
 
-What CPU tensors would run instead keeps tensors that no accelerator keeps, so a plan would count memory and traffic that never
-exist: attention falls back to explicit score matrices (see `planner.capture.attention`), and RMSNorm to a chain of
-float32 copies, where CUDA and ROCm have a kernel that saves its input and one reciprocal root per row.
+What CPU tensors would run instead keeps tensors that no accelerator keeps, so a plan would count memory and traffic
+that never exist: attention falls back to explicit score matrices (see `planner.capture.attention`), RMSNorm to a
+chain of float32 copies, where CUDA and ROCm have a kernel that saves its input and one reciprocal root per row, and
+dropout to four calls and a mask of the input's dtype, where they have one and a mask of bytes.
 """
 
 from __future__ import annotations
@@ -49,31 +50,47 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def fused_rms_norm(
-    input: torch.Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
+    input: torch.Tensor,  # noqa: A002
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    eps: float | None = None,
 ) -> torch.Tensor:
     """`torch.rms_norm` as one op: [..., *normalized_shape] -> the same shape."""
     return _RMSNorm.apply(input, weight, len(normalized_shape))
 
 
-ATTENTION, RMS_NORM = F.scaled_dot_product_attention, torch.rms_norm
+def fused_dropout(
+    input: torch.Tensor,  # noqa: A002
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> torch.Tensor:
+    """`torch.nn.functional.dropout` as one op."""
+    if inplace or not training or not 0.0 < p <= 1.0:
+        return DROPOUT(input, p, training, inplace)
+    return torch.native_dropout(input, p, training)[0]
+
+
+ATTENTION, RMS_NORM, DROPOUT = F.scaled_dot_product_attention, torch.rms_norm, F.dropout
+FUSED = {ATTENTION: fused_attention, RMS_NORM: fused_rms_norm, DROPOUT: fused_dropout}
 
 
 class FusedKernels(TorchFunctionMode):
-    """While active, attention and RMSNorm are one op each.
+    """While active, attention, RMSNorm and dropout are one op each.
 
-    The names in torch are replaced, for calls from torch's own Python (``nn.RMSNorm``, ``nn.MultiheadAttention``), which
-    modes do not see; the mode is for models that imported the functions before.
+    The names in torch are replaced, for calls from torch's own Python (``nn.RMSNorm``, ``nn.MultiheadAttention``),
+    which modes do not see; the mode is for models that imported the functions before.
     """
 
     def __enter__(self) -> FusedKernels:
-        F.scaled_dot_product_attention, torch.rms_norm = fused_attention, fused_rms_norm
+        F.scaled_dot_product_attention, F.dropout = fused_attention, fused_dropout
+        torch.rms_norm = fused_rms_norm  # type: ignore[assignment]
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
-        F.scaled_dot_product_attention, torch.rms_norm = ATTENTION, RMS_NORM
+        F.scaled_dot_product_attention, torch.rms_norm, F.dropout = ATTENTION, RMS_NORM, DROPOUT
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        fused = {ATTENTION: fused_attention, RMS_NORM: fused_rms_norm}.get(func, func)
-        return fused(*args, **(kwargs or {}))
+        return FUSED.get(func, func)(*args, **(kwargs or {}))

@@ -2,8 +2,8 @@
 
 Three passes, each over fake tensors only:
 
-1. `observe`: run the model once eagerly; every *distinct* block call is run, an equal one is answered with empty
-   tensors of the right shapes. So cost does not grow with depth.
+1. `planner.capture.calls.observe`: run the model once eagerly; every *distinct* block call is run, an equal one is
+   answered with empty tensors of the right shapes. So cost does not grow with depth.
 2. `trace_block`: one joint graph per distinct block call.
 3. `trace_outer`: one joint graph of the whole model in which each block call is a single ``meshwright::block`` node.
 
@@ -13,9 +13,8 @@ Three passes, each over fake tensors only:
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,107 +25,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from planner.capture.blocks import call_key
-
-
-@dataclass(frozen=True)
-class TensorLike:
-    """What is needed to make an empty tensor again."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    requires_grad: bool
-
-    @staticmethod
-    def of(tensor: torch.Tensor) -> TensorLike:
-        return TensorLike(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad)
-
-    def empty(self, *, requires_grad: bool | None = None) -> torch.Tensor:
-        out = torch.empty_strided(self.size, self.stride, dtype=self.dtype)
-        return out.requires_grad_(self.requires_grad if requires_grad is None else requires_grad)
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """One distinct call of a block: everything needed to trace it and to answer for it."""
-
-    module: nn.Module
-    args: Any
-    """``(args, kwargs)`` with tensors replaced by `TensorLike`."""
-    output: Any
-    """Pytree of the outputs, tensors as `TensorLike`."""
-
-    @property
-    def input_likes(self) -> list[TensorLike]:
-        return _likes(self.args)
-
-    @property
-    def output_likes(self) -> list[TensorLike]:
-        return _likes(self.output)
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Result of `observe`."""
-
-    calls: tuple[BlockCall, ...]
-    keys: Mapping[Hashable, int]
-    """(structure key, call key) -> index into ``calls``."""
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def _likes(tree: Any) -> list[TensorLike]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, TensorLike)]
-
-
-def _as_likes(tree: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, TensorLike.of, tree)
-
-
-def _as_tensors(tree: Any, **kwargs: Any) -> Any:
-    return pytree.tree_map_only(TensorLike, lambda like: like.empty(**kwargs), tree)
-
-
-@contextlib.contextmanager
-def replaced_forwards(blocks: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Any]) -> Iterator[None]:
-    """Give every block another ``forward`` for the time of the context."""
-    for fqn, block in blocks.items():
-        block.__dict__["forward"] = make(fqn, block)
-    try:
-        yield
-    finally:
-        for block in blocks.values():
-            block.__dict__.pop("forward", None)
-
-
-def observe(
-    run: Callable[[], torch.Tensor], blocks: Mapping[str, nn.Module], structure: Mapping[str, Hashable]
-) -> Observed:
-    """Run the model once; see the module docstring. ``run`` returns the loss of one microbatch on fake tensors."""
-    calls: list[BlockCall] = []
-    keys: dict[Hashable, int] = {}
-
-    def make(fqn: str, block: nn.Module) -> Any:
-        original = block.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            key = (structure[fqn], call_key(args, kwargs))
-            if key not in keys:
-                likes = _as_likes((args, kwargs))
-                output = original(*args, **kwargs)
-                keys[key] = len(calls)
-                calls.append(BlockCall(module=block, args=likes, output=_as_likes(output)))
-                return output
-            return _as_tensors(calls[keys[key]].output)
-
-        return forward
-
-    with replaced_forwards(blocks, make):
-        run()
-    return Observed(calls=tuple(calls), keys=keys)
+from planner.capture.calls import BlockCall, Observed, TensorLike, unique
+from planner.capture.unchanged import replaced_forwards, unchanged
+from planner.errors import TraceError
 
 
 @dataclass(frozen=True)
@@ -143,29 +44,25 @@ class JointGraph:
     """Results that require a gradient."""
     param_grads: Mapping[str, fx.Node]
     """Parameter -> its gradient, for those that have one."""
+    trained: frozenset[fx.Node]
+    """Those of ``params`` that require a gradient."""
 
 
 def trace_block(call: BlockCall, params: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> JointGraph:
     """Joint graph of one block call: outputs, and the gradients of parameters and inputs for given output gradients."""
-    args, kwargs = _as_tensors(call.args, requires_grad=False)
-    tensors = _tensors((args, kwargs))
-    differentiable = [like.requires_grad for like in call.input_likes]
-    for tensor, needs in zip(tensors, differentiable, strict=True):
-        tensor.requires_grad_(needs)
+    likes = call.input_likes
+    tensors = [like.empty(requires_grad=needs) for like, needs in zip(likes, call.differentiable, strict=True)]
     grads = [like.empty(requires_grad=False) for like in call.output_likes if like.requires_grad]
-    _, spec = pytree.tree_flatten((args, kwargs))
-    leaves = pytree.tree_leaves((args, kwargs))
-    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
 
     def joint(params: Any, tensors: Any, grads: Any, buffers: Any) -> Any:
-        full = list(leaves)
-        for slot, tensor in zip(slots, tensors, strict=True):
-            full[slot] = tensor
-        args, kwargs = pytree.tree_unflatten(full, spec)
-        out = torch.func.functional_call(call.module, {**params, **buffers}, args, kwargs)
+        given = {id(like): _Handed.apply(t) for like, t in zip(likes, tensors, strict=True)}
+        args, kwargs = pytree.tree_map_only(TensorLike, lambda like: given[id(like)], call.args)
+        with call.modes():
+            out = torch.func.functional_call(call.module, {**params, **buffers}, args, kwargs)
         return _with_gradients(out, params, tensors, grads)
 
-    return _make_joint(joint, call.module, dict(params), tensors, differentiable, grads, dict(buffers))
+    with unchanged(call.module):
+        return _make_joint(joint, call.module, dict(params), tensors, call.differentiable, grads, dict(buffers))
 
 
 def trace_outer(
@@ -184,9 +81,17 @@ def trace_outer(
 
     def make(fqn: str, block: nn.Module) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = observed.keys[(structure[fqn], call_key(args, kwargs))]
-            outs = iter(_OpaqueBlock.apply(call, order[fqn], *_tensors((args, kwargs))))
-            return pytree.tree_map_only(TensorLike, lambda _: next(outs), observed.calls[call].output)
+            call = observed.keys.get((structure[fqn], call_key(args, kwargs)))
+            if call is None:
+                raise TraceError(
+                    f"{type(model).__name__} calls {fqn} with other shapes or arguments each time it runs; a plan "
+                    "needs one program. Give it the same arguments, and keep random choices out of forward."
+                )
+            # A block may be the first to need gradients: a parameter of its own, not read here, tells autograd so.
+            trained = [p for p in block.parameters() if p.requires_grad][:1]
+            outs = _OpaqueBlock.apply(call, order[fqn], len(trained), *trained, *unique((args, kwargs), torch.Tensor))
+            given = dict(zip(map(id, observed.calls[call].output_likes), outs, strict=True))
+            return pytree.tree_map_only(TensorLike, lambda like: given[id(like)], observed.calls[call].output)
 
         return forward
 
@@ -195,16 +100,18 @@ def trace_outer(
         return _with_gradients(out, params, (), grads)
 
     tensors, spec = pytree.tree_flatten(inputs)
+    none = [False] * len(tensors)
+    grads = [observed.loss.empty(requires_grad=False)]
     token = _active_calls.set(observed.calls)
     try:
-        with replaced_forwards(blocks, make):
-            return _make_joint(joint, model, dict(params), tensors, [False] * len(tensors), [None], dict(buffers))
+        with replaced_forwards(model, blocks, make):
+            return _make_joint(joint, model, dict(params), tensors, none, grads, dict(buffers))
     finally:
         _active_calls.reset(token)
 
 
 def _with_gradients(out: Any, params: Mapping[str, torch.Tensor], tensors: Any, grads: Any) -> Any:
-    outs = [t for t in _tensors(out) if t.requires_grad]
+    outs = [t for t in unique(out, torch.Tensor) if t.requires_grad]
     wanted = [t for t in (*params.values(), *tensors) if t.requires_grad]
     if not outs or not wanted:
         return tuple(outs), tuple(None for _ in wanted)
@@ -241,6 +148,7 @@ def _make_joint(
         diff_inputs=tuple(n for n, needs in zip(inputs, differentiable, strict=True) if needs),
         outputs=tuple(outputs),
         param_grads={fqn: grad for fqn, grad in zip(trained, gradients, strict=False) if grad is not None},
+        trained=frozenset(node for p, node in zip(params.values(), param_nodes, strict=True) if p.requires_grad),
     )
 
 
@@ -263,11 +171,25 @@ def _block_backward(grads: list[torch.Tensor], call: int, block: int) -> list[to
     return [like.empty(requires_grad=False) for like in likes if like.requires_grad]
 
 
-class _OpaqueBlock(torch.autograd.Function):
+class _Handed(torch.autograd.Function):
+    """A tensor that the caller computed: unlike a leaf, it may be changed in place."""
+
     @staticmethod
-    def forward(ctx: Any, call: int, block: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.call, ctx.block = call, block
-        outs = torch.ops.meshwright.block(list(tensors), call, block)
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+class _OpaqueBlock(torch.autograd.Function):
+    """``num_trained`` of the tensors are parameters: not arguments of the call, and without a gradient of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, call: int, block: int, num_trained: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.call, ctx.block, ctx.num_trained = call, block, num_trained
+        outs = torch.ops.meshwright.block(list(tensors[num_trained:]), call, block)
         likes = _active_calls.get()[call].output_likes
         ctx.mark_non_differentiable(*(o for o, like in zip(outs, likes, strict=True) if not like.requires_grad))
         return tuple(outs)
@@ -278,4 +200,5 @@ class _OpaqueBlock(torch.autograd.Function):
         likes = call.output_likes
         given = [g for g, like in zip(grads, likes, strict=True) if like.requires_grad]
         results = iter(torch.ops.meshwright.block_backward(given, ctx.call, ctx.block))
-        return None, None, *(next(results) if like.requires_grad else None for like in call.input_likes)
+        inputs = (next(results) if like.requires_grad else None for like in call.input_likes)
+        return *(None for _ in range(3 + ctx.num_trained)), *inputs

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from planner.graph import Arg, Block, Dim, Op, Phase, Ref, Value
 
@@ -132,23 +131,21 @@ def build_block(
             builder.index[node] = builder.value_of(source)
         else:
             builder.add_op(node, fqn_of(node))
-    read = {node: fqn for node, fqn in params.items() if node in builder.index}
+    # A parameter that only blocks read (as an argument of their call) is counted where its gradient is.
+    read = {node: fqn for node, fqn in params.items() if node in builder.index or fqn in param_grads}
+    param_values = tuple((fqn, _single(builder.value_of(node))) for node, fqn in read.items())
+    output_values = tuple(_single(builder.value_of(node)) for node in outputs)
+    grad_values = tuple((fqn, _single(builder.value_of(node))) for fqn, node in param_grads.items())
     return Block(
         values=tuple(builder.values),
         ops=tuple(builder.ops),
-        params=tuple((fqn, _single(builder.index[node])) for node, fqn in read.items()),
+        params=param_values,
         inputs=tuple(_single(v) for v in input_values),
-        outputs=tuple(_single(builder.value_of(node)) for node in outputs),
-        param_grads=tuple((fqn, _single(builder.value_of(node))) for fqn, node in param_grads.items()),
+        outputs=output_values,
+        param_grads=grad_values,
     )
 
 
 def _single(value: int | tuple[int, ...]) -> int:
     assert isinstance(value, int)
     return value
-
-
-def output_nodes(graph: fx.Graph) -> list[Any]:
-    """Leaves of the graph's return value, in pytree order; ``None`` where the traced function returned ``None``."""
-    (out,) = (node for node in graph.nodes if node.op == "output")
-    return pytree.tree_leaves(out.args[0], is_leaf=lambda x: x is None)

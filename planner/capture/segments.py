@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from planner.capture.joint import JointGraph, Observed
+from planner.capture.calls import Observed
+from planner.capture.joint import JointGraph
 from planner.capture.lower import (
     META_TARGETS,
     BlockBuilder,
@@ -55,44 +56,38 @@ def lower_block(joint: JointGraph) -> Block:
 def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_graphs: Sequence[Block]) -> RawModel:
     """Segments of the outer graph, in execution order. ``block_graphs`` are the blocks of ``observed.calls``."""
     forward = forward_nodes_by_sequence(outer.graph)
-    runs = _runs(outer.graph)
+    runs = _runs(outer.graph, forward)
     run_of = {node: i for i, run in enumerate(runs) for node in run.nodes}
-    for node in outer.graph.nodes:
-        if is_call(node) and is_backward(node) and node.target is not torch.ops.meshwright.block_backward.default:
-            i = run_of.get(_forward_of(node, forward), len(runs) - 1)
-            if runs[i].block is None:
-                runs[i].nodes.append(node)
-                run_of[node] = i
-    needs_grad = _needs_grad(outer, observed)
-    inputs, outputs, crossings = _flow(runs, run_of, needs_grad, outer.outputs)
+    _add_backward(outer.graph, runs, run_of, forward)
+    inputs, outputs, crossings = _flow(runs, run_of, _needs_grad(outer, observed), outer.outputs)
+    grad_runs = {fqn: _gradient_run(node, runs, run_of, forward) for fqn, node in outer.param_grads.items()}
 
     blocks: list[Block] = []
-    block_index: dict[int, int] = {}
     segments: list[Segment] = []
     ancestors = {fqn[:end] for fqn in block_fqns for end in _dots(fqn)} | {""}
     for i, run in enumerate(runs):
         if run.block is not None:
             _, call, position = run.block.args
             assert isinstance(call, int) and isinstance(position, int)
-            if call not in block_index:
-                block_index[call] = len(blocks)
-                blocks.append(block_graphs[call])
-            fqn = block_fqns[position]
-            segments.append(Segment(block=block_index[call], prefix=fqn, modules=(fqn,)))
+            block, prefix = block_graphs[call], block_fqns[position]
+            modules: tuple[str, ...] = (prefix,)
         else:
+            prefix = ""
             block = build_block(
                 run.nodes,
                 params={node: fqn for fqn, node in outer.params.items()},
                 inputs=inputs[i],
                 outputs=outputs[i],
-                param_grads={fqn: node for fqn, node in outer.param_grads.items() if _producer(node, run_of) == i},
+                param_grads={fqn: node for fqn, node in outer.param_grads.items() if grad_runs[fqn] == i},
                 fqn_of=lambda node: node_fqn(_forward_of(node, forward)),
             )
             # A parameter that belongs to no smaller module than one that holds blocks stands for itself.
             owned = [fqn for fqn, _ in block.params if fqn.rpartition(".")[0] in ancestors]
             fqns = [op.fqn for op in block.ops] + owned
-            segments.append(Segment(block=len(blocks), prefix="", modules=_outermost(fqns, ancestors)))
+            modules = _outermost(fqns, ancestors)
+        if block not in blocks:
             blocks.append(block)
+        segments.append(Segment(block=blocks.index(block), prefix=prefix, modules=modules))
     return RawModel(blocks=tuple(blocks), segments=tuple(segments), crossings=crossings)
 
 
@@ -100,17 +95,19 @@ def _forward_of(node: fx.Node, forward: Mapping[int, fx.Node]) -> fx.Node:
     return forward.get(node.meta.get("seq_nr", -1), node) if is_backward(node) else node
 
 
-def _runs(graph: fx.Graph) -> list[_Run]:
-    """Forward calls in order, split at block calls; stretches without a kernel of their own join the next run."""
+def _runs(graph: fx.Graph, forward: Mapping[int, fx.Node]) -> list[_Run]:
+    """Forward calls in order, split at block calls. A stretch of mere views before a block is part of no run: what
+    they look at passes on as it is."""
+    heavy = {_forward_of(n, forward) for n in graph.nodes if is_call(n) and is_backward(n) and not _is_free(n)}
     runs: list[_Run] = []
     stretch = _Run()
     for node in graph.nodes:
         if not is_call(node) or is_backward(node):
             continue
         if node.target is torch.ops.meshwright.block.default:
-            if any(not _is_free(n) for n in stretch.nodes):
+            if any(n in heavy or not _is_free(n) for n in stretch.nodes):
                 runs.append(stretch)
-                stretch = _Run()
+            stretch = _Run()
             runs.append(_Run(block=node, nodes=[node]))
         else:
             stretch.nodes.append(node)
@@ -119,13 +116,47 @@ def _runs(graph: fx.Graph) -> list[_Run]:
     return runs
 
 
+def _add_backward(
+    graph: fx.Graph, runs: Sequence[_Run], run_of: dict[fx.Node, int], forward: Mapping[int, fx.Node]
+) -> None:
+    """Give every backward call to the run of its forward call, and every sum of gradients to the run that needs it."""
+    calls = [n for n in graph.nodes if is_call(n) and is_backward(n)]
+    calls = [n for n in calls if n.target is not torch.ops.meshwright.block_backward.default]
+    sums = []
+    for node in calls:
+        source = _forward_of(node, forward)
+        i = run_of.get(source)
+        if source is node or (i is not None and runs[i].block is not None):
+            sums.append(node)
+        elif i is not None:
+            run_of[node] = i
+    for node in reversed(sums):
+        run_of[node] = _gradient_run(node, runs, run_of, forward)
+    for node in calls:
+        if node in run_of:
+            runs[run_of[node]].nodes.append(node)
+
+
+def _gradient_run(
+    node: fx.Node, runs: Sequence[_Run], run_of: Mapping[fx.Node, int], forward: Mapping[int, fx.Node]
+) -> int:
+    """The stretch that a gradient belongs to: where it is computed; else, next to the block that reads or yields it."""
+    if node in run_of:
+        return run_of[node]
+    near = [n for n in (*node.users, *reversed(node.all_input_nodes)) if is_backward(n)]
+    places = [run_of[n] if n in run_of else run_of.get(_forward_of(n, forward)) for n in near]
+    place = next((i for i in places if i is not None), len(runs) - 1)
+    stretches = [i for i, run in enumerate(runs) if run.block is None]
+    return next((i for i in reversed(stretches) if i <= place), stretches[0])
+
+
 def _is_free(node: fx.Node) -> bool:
     """Whether a call launches no kernel: its result shares memory with an argument."""
     if node.target in META_TARGETS:
         return True
     val = node.meta.get("val")
-    sources = {n.meta["val"].untyped_storage()._cdata for n in node.all_input_nodes if _is_tensor(n)}
-    return isinstance(val, torch.Tensor) and val.untyped_storage()._cdata in sources
+    sources = {_storage(n) for n in node.all_input_nodes if _is_tensor(n)}
+    return isinstance(val, torch.Tensor) and _storage(node) in sources
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -134,8 +165,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _needs_grad(outer: JointGraph, observed: Observed) -> set[fx.Node]:
     """Forward nodes through which a gradient flows, by propagation from the trained parameters."""
-    trained = {node for node in outer.params.values() if node.meta["val"].is_floating_point()}
-    found: set[fx.Node] = set()
+    found = set(outer.trained)
     for node in outer.graph.nodes:
         if is_backward(node) or node.op != "call_function":
             continue
@@ -148,9 +178,11 @@ def _needs_grad(outer: JointGraph, observed: Observed) -> set[fx.Node]:
                 found.add(node)
         elif node.target in META_TARGETS:
             continue
+        elif node.target is torch.ops.meshwright.block.default:
+            likes = observed.calls[node.args[1]].input_likes
+            found -= {arg for arg, like in zip(node.args[0], likes, strict=True) if not like.requires_grad}
         elif not _is_tensor(node) or node.meta["val"].is_floating_point():
-            if any(n in found or n in trained for n in node.all_input_nodes):
-                found.add(node)
+            found |= {node} if found.intersection(node.all_input_nodes) else set()
     return found
 
 
@@ -167,11 +199,12 @@ def _flow(
             if is_backward(node):
                 continue
             for source in node.all_input_nodes:
-                origin = _producer(source, run_of)
+                made = _viewed(source, run_of)
+                origin = _producer(made, run_of)
                 if source in needs_grad and origin is not None and origin != i:
                     inputs[i][source] = None
-                    outputs[origin][source] = None
-                    last_use[source] = i
+                    outputs[origin][made] = None
+                    last_use[made] = i
     for node in results:
         origin = _producer(node, run_of)
         if origin is not None:
@@ -190,12 +223,35 @@ def _producer(node: fx.Node, run_of: Mapping[fx.Node, int]) -> int | None:
     return run_of.get(node)
 
 
+def _viewed(node: fx.Node, run_of: Mapping[fx.Node, int]) -> fx.Node:
+    """What a view that is part of no run looks at."""
+    while is_call(node) and node not in run_of:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _values(nodes: Iterable[fx.Node]) -> tuple[Value, ...]:
-    builder = BlockBuilder()
+    """One value per storage: of several views, what they look at."""
+    by_storage: dict[int, list[fx.Node]] = {}
     for node in nodes:
-        builder.add_value(node.meta["val"])
-    first = {value.storage: value for value in reversed(builder.values)}
-    return tuple(first[key] for key in sorted(first))
+        by_storage.setdefault(_storage(node), []).append(node)
+    builder = BlockBuilder()
+    for views in by_storage.values():
+        builder.add_value((views[0] if len(views) == 1 else _base(views[0])).meta["val"])
+    return tuple(builder.values)
+
+
+def _storage(node: fx.Node) -> int:
+    return node.meta["val"].untyped_storage()._cdata
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The tensor that allocated what a view looks at."""
+    direct = [
+        n for source in node.all_input_nodes for n in ([source] if _is_tensor(source) else source.all_input_nodes)
+    ]
+    same = [n for n in direct if _is_tensor(n) and _storage(n) == _storage(node)]
+    return _base(same[0]) if same else node
 
 
 def _dots(fqn: str) -> list[int]:

@@ -37,7 +37,7 @@ def fit(points: Sequence[Point]) -> RawModel:
     """
     first = points[0].model
     for point in points[1:]:
-        if point.model.segments != first.segments or len(point.model.blocks) != len(first.blocks):
+        if _outline(point.model) != _outline(first):
             raise ShapeMismatchError(f"the sequence of modules at batch {point.batch}, seq_len {point.seq_len} differs")
     return RawModel(
         blocks=tuple(_fit_block(points, i) for i in range(len(first.blocks))),
@@ -56,14 +56,23 @@ def _fit_block(points: Sequence[Point], index: int) -> Block:
     blocks = [point.model.blocks[index] for point in points]
     base = blocks[0]
     for point, block in zip(points, blocks, strict=True):
-        same = len(block.ops) == len(base.ops) and len(block.values) == len(base.values)
-        for op, other in zip(base.ops, block.ops, strict=False):
-            if (op.target, op.fqn, op.inputs, op.outputs) != (other.target, other.fqn, other.inputs, other.outputs):
-                same = False
-        if not same:
+        if _program(block) != _program(base):
             raise ShapeMismatchError(f"the operations at batch {point.batch}, seq_len {point.seq_len} differ")
     values = tuple(_fit_value(points, [block.values[i] for block in blocks]) for i in range(len(base.values)))
     return replace(base, values=values)
+
+
+def _outline(model: RawModel) -> tuple[object, ...]:
+    return model.segments, len(model.blocks), [len(values) for values in model.crossings]
+
+
+def _program(block: Block) -> tuple[object, ...]:
+    """All of a block but sizes."""
+    return (
+        [(op.target, op.fqn, op.phase, op.inputs, op.outputs) for op in block.ops],
+        [(value.dtype, value.storage) for value in block.values],
+        (block.params, block.inputs, block.outputs, block.param_grads),
+    )
 
 
 def _fit_value(points: Sequence[Point], values: Sequence[Value]) -> Value:
@@ -85,8 +94,8 @@ def _fit_dim(points: Sequence[Point], sizes: Sequence[int]) -> Dim:
             break
     const = unit[0] - slope * base.seq_len
     dim = Dim(_plain(const), _plain(slope), per_batch)
-    for point, size in zip(points, sizes, strict=True):
-        if dim.at(point.batch, point.seq_len) != size:
+    for point, size, value in zip(points, sizes, unit, strict=True):
+        if const + slope * point.seq_len != value:  # exactly: `Dim.at` drops fractions
             raise ShapeMismatchError(
                 f"a dim of size {sizes[0]} is {size} at batch {point.batch}, seq_len {point.seq_len}"
             )

@@ -108,7 +108,8 @@ def example_function(examples: Any, *, where: str) -> tuple[Inputs, int | None]:
     lengths = {t.shape[1] for t in tensors if t.dim() > 1 and not t.is_floating_point()}
     if len(lengths) > 1:
         raise ModelSourceError(
-            f"{where} has integer tensors of different lengths {sorted(lengths)}: give a function inputs(batch, seq_len)."
+            f"{where} has integer tensors of different lengths {sorted(lengths)}: give a function "
+            "inputs(batch, seq_len)."
         )
     length = next(iter(lengths), None)
 
@@ -191,7 +192,8 @@ def _import_file(path: Path) -> ModuleType:
 def _from_hf_config(path: Path, dtype: torch.dtype) -> ModelSource:
     """A transformers model from its ``config.json``; never from the hub.
 
-    Attention is torch's fused one and experts are a grouped matrix product: the eager forms of both branch on data.
+    Where the architecture has them, transformers itself takes torch's fused attention and grouped matrix products for
+    experts.
     """
     try:
         import transformers
@@ -210,12 +212,7 @@ def _from_hf_config(path: Path, dtype: torch.dtype) -> ModelSource:
         config = transformers.AutoConfig.for_model(**fields)
     except Exception as cause:
         raise ModelSourceError(f"{path}: transformers {transformers.__version__} refuses it: {cause}") from cause
-    for attribute, value in (
-        ("use_cache", False),
-        ("_attn_implementation", "sdpa"),
-        ("_experts_implementation", "grouped_mm"),
-    ):
-        setattr(config, attribute, value)
+    config.use_cache = False
     architecture = next(iter(fields.get("architectures") or ()), None)
     factory = getattr(transformers, architecture, None) if architecture else None
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -12,11 +10,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from planner.capture.blocks import find_blocks, structure_keys
+from planner.capture.blocks import find_blocks, position_attributes, structure_keys, watched
+from planner.capture.calls import HiddenTensorsError, Observed, observe
+from planner.capture.failures import Located
 from planner.capture.fused import FusedKernels
-from planner.capture.joint import observe, trace_block, trace_outer
+from planner.capture.joint import trace_block, trace_outer
 from planner.capture.segments import RawModel, cut, lower_block
 from planner.capture.shapes import Point, ShapeMismatchError, fit
+from planner.capture.unchanged import unchanged
 from planner.errors import MeshwrightError, TraceError
 from planner.graph import ModelGraph, Parameter
 
@@ -39,7 +40,8 @@ def trace(
     it may live on ``meta``. Floating point parameters and inputs count as ``dtype``, the compute precision.
 
     Args:
-        model: returns its own scalar loss, an object with a ``loss``, or tensors for ``loss_fn``. inputs: see
+        model: returns its own scalar loss (alone, as ``loss`` of an object or dict, or as the only scalar of a tuple),
+            or tensors for ``loss_fn``. inputs: see
         `Inputs`; batch is the number of samples of the microbatch. seq_len: the length of interest; shapes are found
         from it, a half and a quarter of it (see `planner.capture.shapes`). loss_fn: ``loss_fn(output, target)``; the
         last positional input is then the target and not given to the model.
@@ -47,7 +49,8 @@ def trace(
     Raises:
         TraceError: the model fails on fake tensors, or its operations change with the batch.
     """
-    with _TrainingMode(model):
+    with unchanged(model):
+        model.train()  # dropout and batch norm do in training what they do not in evaluation
         tracer = _Tracer(model, inputs, dtype, loss_fn)
         raw, fixed_seq_len = tracer.symbolic(seq_len)
     params = tuple(
@@ -71,21 +74,6 @@ def trace(
     )
 
 
-class _TrainingMode:
-    """Trains for the time of the context: dropout and batch norm do in training what they do not in evaluation."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modes = {module: module.training for module in model.modules()}
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.model.train()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self.modes.items():
-            module.training = mode
-
-
 class _Tracer:
     def __init__(
         self, model: nn.Module, inputs: Inputs, dtype: torch.dtype, loss_fn: Callable[..., torch.Tensor] | None
@@ -95,7 +83,8 @@ class _Tracer:
         self.dtype = dtype
         self.loss_fn = loss_fn
         self.blocks = find_blocks(model)
-        self.structure = structure_keys(self.blocks)
+        self.positions = position_attributes(self.blocks)
+        self.structure = structure_keys(self.blocks, self.positions)
         self.warnings: dict[str, None] = {}
 
     def symbolic(self, seq_len: int) -> tuple[RawModel, int | None]:
@@ -140,8 +129,8 @@ class _Tracer:
             params = {fqn: self._fake(p) for fqn, p in self.model.named_parameters()}
             buffers = {fqn: torch.empty(b.shape, dtype=b.dtype) for fqn, b in self.model.named_buffers()}
             example = self._example(batch, seq_len)
-            with _Located(self.model, batch, seq_len):
-                observed = observe(lambda: self._loss({**params, **buffers}, example), self.blocks, self.structure)
+            with Located(self.model, batch, seq_len):
+                observed = self._observe(lambda: self._loss({**params, **buffers}, example))
                 graphs = [
                     lower_block(
                         trace_block(
@@ -156,6 +145,26 @@ class _Tracer:
                     self.model, self._loss, observed, self.blocks, self.structure, params, buffers, example
                 )
             return cut(outer, observed, list(self.blocks), graphs)
+
+    def _observe(self, run: Callable[[], torch.Tensor]) -> Observed:
+        """Run the model until it is known which calls are alike; mostly once."""
+        while True:
+            try:
+                with watched(self.blocks, self.positions) as read:
+                    observed = observe(self.model, run, self.blocks, self.structure)
+            except HiddenTensorsError as found:
+                kind = type(self.blocks[found.fqn])
+                self.blocks = {fqn: block for fqn, block in self.blocks.items() if type(block) is not kind}
+                self.warnings[
+                    f"every {kind.__name__} is traced anew, and no plan cuts between them: {found.fqn} passes tensors "
+                    f"inside of a {found.holder}; pass a tuple or dict, or register {found.holder} with "
+                    "torch.utils._pytree.register_dataclass"
+                ] = None
+            else:
+                if not read:
+                    return observed
+                self.positions = {fqn: paths - read for fqn, paths in self.positions.items()}
+            self.structure = structure_keys(self.blocks, self.positions)
 
     def _fake(self, param: nn.Parameter) -> torch.Tensor:
         dtype = self.dtype if param.is_floating_point() else param.dtype
@@ -173,6 +182,12 @@ class _Tracer:
                 "example inputs (a tuple, or a dict for keyword arguments) for any batch and sequence length."
             ) from cause
 
+        if not isinstance(example, tuple | list | dict):
+            raise TraceError(
+                f"inputs(batch={batch}, seq_len={seq_len}) returned {type(example).__name__}: it must return the "
+                "example inputs as a tuple, or as a dict for keyword arguments."
+            )
+
         def fake(tensor: torch.Tensor) -> torch.Tensor:
             return torch.empty(tensor.shape, dtype=self.dtype if tensor.is_floating_point() else tensor.dtype)
 
@@ -184,11 +199,14 @@ class _Tracer:
         if self.loss_fn is not None:
             args, target = args[:-1], args[-1:]
         out = torch.func.functional_call(self.model, dict(state), args, kwargs)
-        if self.loss_fn is not None:
-            return self.loss_fn(out, *target)
-        loss = getattr(out, "loss", out)
-        if isinstance(loss, torch.Tensor) and loss.dim() == 0 and loss.is_floating_point():
-            return loss
+        loss = _own_loss(out) if self.loss_fn is None else self.given_loss(out, *target)
+        if loss is not None:
+            if loss.requires_grad:
+                return loss
+            raise TraceError(
+                f"the loss of {type(self.model).__name__} depends on no trained parameter: check requires_grad, and "
+                "that forward neither detaches nor runs under no_grad."
+            )
         floats = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t.requires_grad]
         if not floats:
             raise TraceError(
@@ -198,76 +216,25 @@ class _Tracer:
         self.warnings["the model returns no loss: the sum of its outputs was differentiated instead"] = None
         return torch.stack([t.float().sum() for t in floats]).sum()
 
-
-ADVICE = {
-    "DataDependentOutputException": "a tensor's value is read (`.item()`, `if tensor:`, `int(tensor)`), which tracing "
-    "does not have; use torch.where, or keep the decision out of forward",
-    "DynamicOutputShapeException": "a result's shape depends on values (nonzero, boolean indexing, unique); use a form "
-    "with fixed shapes, e.g. top-k with sorting and torch grouped_mm for experts",
-    "GuardOnDataDependentSymNode": "a branch depends on a tensor's value; use torch.where",
-    "UnsupportedFakeTensorException": "an operation has no shape rule; register one with torch.library.register_fake",
-    "UnsupportedOperatorException": "an operation has no shape rule; register one with torch.library.register_fake",
-}
+    def given_loss(self, out: Any, *target: Any) -> torch.Tensor:
+        assert self.loss_fn is not None
+        loss = self.loss_fn(out, *target)
+        if _is_scalar(loss):
+            return loss
+        kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise TraceError(f"loss_fn returned {kind}: it must return one floating point number, e.g. a mean.")
 
 
-class _Located:
-    """Turns whatever the model raises into a `TraceError` with the module's FQN and the source line."""
-
-    def __init__(self, model: nn.Module, batch: int, seq_len: int) -> None:
-        self.names: dict[Hashable, str] = {id(module): fqn for fqn, module in model.named_modules()}
-        self.model = model
-        self.where = f"batch {batch}, seq_len {seq_len}"
-        self.running: list[str] = []
-
-    def __enter__(self) -> None:
-        hooks = torch.nn.modules.module
-        self.handles = [
-            hooks.register_module_forward_pre_hook(self._enter),
-            hooks.register_module_forward_hook(self._leave),
-        ]
-
-    def _enter(self, module: nn.Module, _: Any) -> None:
-        self.running.append(self.names.get(id(module), ""))
-
-    def _leave(self, module: nn.Module, *_: Any) -> None:
-        self.running.pop()
-
-    def __exit__(self, kind: Any, cause: BaseException | None, _: Any) -> None:
-        for handle in self.handles:
-            handle.remove()
-        if cause is None or isinstance(cause, MeshwrightError) or not isinstance(cause, Exception):
-            return
-        fqn = self.running[-1] if self.running else ""
-        place = f"{type(self.model).__name__}{'.' + fqn if fqn else ''}"
-        advice = next((text for name, text in ADVICE.items() if name in _exception_names(cause)), None)
-        raise TraceError(
-            f"cannot trace {place} at {_source_line(cause)}: {type(cause).__name__}: {_first_line(cause)} "
-            f"(on fake tensors, {self.where}). "
-            + (f"What to do: {advice}." if advice else "What to do: check that the model runs on its example inputs.")
-        ) from cause
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 0 and value.is_floating_point()
 
 
-def _exception_names(cause: BaseException | None) -> set[str]:
-    names: set[str] = set()
-    while cause is not None:
-        names |= {kind.__name__ for kind in type(cause).__mro__}
-        cause = cause.__cause__ or cause.__context__
-    return names
-
-
-def _first_line(cause: BaseException) -> str:
-    text = str(cause).strip()
-    return text.splitlines()[0] if text else "no message"
-
-
-def _source_line(cause: BaseException) -> str:
-    """``file:line: code`` of the innermost frame that is the model's own rather than torch's or ours."""
-    ours = Path(__file__).parent
-    torch_root = Path(torch.__file__).parent
-    frames = traceback.extract_tb(cause.__traceback__)
-    for frame in reversed(frames):
-        path = Path(frame.filename)
-        if frame.filename.startswith("<") or path.is_relative_to(torch_root) or path.is_relative_to(ours):
-            continue
-        return f"{path.name}:{frame.lineno}: `{(frame.line or '').strip()}`"
-    return "an unknown line"
+def _own_loss(out: Any) -> torch.Tensor | None:
+    """The loss among a model's results: the scalar itself, what is called ``loss``, or the only scalar of a tuple."""
+    if _is_scalar(out):
+        return out
+    named = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    if _is_scalar(named):
+        return named
+    scalars = [t for t in out if _is_scalar(t) and t.requires_grad] if isinstance(out, tuple | list) else []
+    return scalars[0] if len(scalars) == 1 else None

@@ -24,10 +24,10 @@ class ModelLayouts:
         ``tp`` must divide every sharded size of the repeated blocks. Embedding and head stay whole when it does not
         divide theirs (GPT-2's 50,257 tokens).
         """
-        repeated = {s.block: s for s in self.graph.segments if s.prefix}
+        repeated = {s.block: s for s in reversed(self.graph.segments) if s.prefix}
         if tp > 1 and not any(layout.params for layout in self.blocks):
             return f"tp {tp}: no operation of the model can be sharded"
-        for index, segment in repeated.items():
+        for index, segment in reversed(repeated.items()):
             for size in self.blocks[index].sizes:
                 if size.size % tp:
                     return f"tp {tp} does not divide {size.size} at {segment.absolute(size.where)}"
@@ -35,9 +35,12 @@ class ModelLayouts:
 
     def at(self, tp: int) -> tuple[TensorParallel, ...]:
         """Layout per distinct block at a legal degree."""
-        return tuple(
-            layout if all(size.size % tp == 0 for size in layout.sizes) else layout.unsharded()
-            for layout in self.blocks
+        return _agreed(
+            self.graph,
+            [
+                layout if all(size.size % tp == 0 for size in layout.sizes) else layout.unsharded()
+                for layout in self.blocks
+            ],
         )
 
     def sequence_parallel(self, tp: int, seq_len: int) -> bool:
@@ -54,16 +57,20 @@ class ModelLayouts:
 def analyse_model(graph: ModelGraph) -> ModelLayouts:
     """Analyse every distinct block; parameters on which two blocks disagree (tied ones) are left whole in both."""
     blocks = [analyse(block, seq_len=graph.fixed_seq_len) for block in graph.blocks]
+    return ModelLayouts(graph=graph, blocks=_agreed(graph, blocks))
+
+
+def _agreed(graph: ModelGraph, blocks: list[TensorParallel]) -> tuple[TensorParallel, ...]:
+    """Leave both blocks whole wherever two read one parameter but shard it differently, until none do."""
     seen: dict[str, tuple[ParamShard | None, int]] = {}
     for segment in graph.segments:
         for relative, _ in graph.blocks[segment.block].params:
-            fqn = graph.canonical(segment, relative)
             shard = blocks[segment.block].params.get(relative)
-            other, index = seen.setdefault(fqn, (shard, segment.block))
+            other, index = seen.setdefault(graph.canonical(segment, relative), (shard, segment.block))
             if shard != other:
-                blocks[segment.block] = blocks[segment.block].unsharded()
-                blocks[index] = blocks[index].unsharded()
-    return ModelLayouts(graph=graph, blocks=tuple(blocks))
+                whole = (index, segment.block)
+                return _agreed(graph, [b.unsharded() if i in whole else b for i, b in enumerate(blocks)])
+    return tuple(blocks)
 
 
 def param_layouts(layouts: ModelLayouts, candidate: Candidate) -> tuple[ParamLayout, ...]:
@@ -93,13 +100,15 @@ def _placements(candidate: Candidate, shard: ParamShard | None, shape: tuple[int
 
 
 def _fold(exact: Mapping[str, Layout]) -> dict[str, Layout]:
-    """Replace numeric path components by ``*`` wherever all parameters that the pattern matches share one layout."""
+    """Replace numeric path components by ``*`` wherever the pattern matches only these parameters and all share one
+    layout."""
     groups: dict[str, list[str]] = {}
     for fqn in exact:
         groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", fqn), []).append(fqn)
     folded: dict[str, Layout] = {}
     for pattern, members in groups.items():
-        same = all(exact[fqn] == exact[members[0]] for fqn in members)
+        alone = sum(matches(pattern, fqn) for fqn in exact) == len(members)
+        same = alone and all(exact[fqn] == exact[members[0]] for fqn in members)
         folded.update({pattern: exact[members[0]]} if same else {fqn: exact[fqn] for fqn in members})
     return folded
 

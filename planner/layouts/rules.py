@@ -29,6 +29,8 @@ class DimFlow:
     dims: dict[int, Dims] = field(default_factory=dict)
     contracted: dict[int, Factors] = field(default_factory=dict)
     """Op index -> atoms that it sums over (matrix products and lookups): sharded, its result is a partial sum."""
+    born: list[Factors] = field(default_factory=list)
+    """Dims that a forward operation makes of whole arguments (sorted, cut, ...): nothing could hold a shard of them."""
     index: int = -1
     """The operation being related."""
 
@@ -68,6 +70,10 @@ class DimFlow:
             for run in factors:
                 self.atoms.fix(run, self.index)
 
+    def bear(self, *factors: Factors) -> None:
+        if self.block.ops[self.index].phase == "forward":
+            self.born.extend(factors)
+
 
 Rule = Callable[[DimFlow, Op], list[Dims]]
 
@@ -86,7 +92,10 @@ def _dim_list(arg: Arg, rank: int) -> set[int]:
 def _unknown(flow: DimFlow, op: Op) -> list[Dims]:
     for value in op.inputs:
         flow.fix(*flow.of(value))
-    return [flow.fresh(value) for value in op.outputs]
+    results = [flow.fresh(value) for value in op.outputs]
+    for dims in results:
+        flow.bear(*dims)
+    return results
 
 
 def _pointwise(flow: DimFlow, op: Op) -> list[Dims]:
@@ -144,6 +153,7 @@ def _slice(flow: DimFlow, op: Op) -> list[Dims]:
     if flow.shapes[op.inputs[0]][d] != flow.shapes[op.outputs[0]][d]:
         flow.fix(dims[d])
         dims[d] = flow.atoms.new(flow.shapes[op.outputs[0]][d])
+        flow.bear(dims[d])
     return [dims]
 
 
@@ -163,7 +173,9 @@ def _split(flow: DimFlow, op: Op) -> list[Dims]:
         flow.fix(count)
         return [[*dims[:d], part, *dims[d + 1 :]] for _ in op.outputs]
     flow.fix(dims[d])
-    return [[*dims[:d], flow.atoms.new(size), *dims[d + 1 :]] for size in sizes]
+    parts = [flow.atoms.new(size) for size in sizes]
+    flow.bear(*parts)
+    return [[*dims[:d], part, *dims[d + 1 :]] for part in parts]
 
 
 def _unbind(flow: DimFlow, op: Op) -> list[Dims]:
@@ -375,7 +387,9 @@ def _along(flow: DimFlow, op: Op) -> list[Dims]:
     ints = [a for a in op.args if type(a) is int][1 if op.name == "topk" else 0 :]
     d = (ints[0] if ints else -1) % len(dims) if dims else 0
     flow.fix(*dims[d : d + 1])
-    return [[f if i != d else flow.fresh(out)[d] for i, f in enumerate(dims)] for out in op.outputs]
+    results = [[f if i != d else flow.fresh(out)[d] for i, f in enumerate(dims)] for out in op.outputs]
+    flow.bear(*(result[d] for result in results if result))
+    return results
 
 
 def _scatter_rows(flow: DimFlow, op: Op) -> list[Dims]:

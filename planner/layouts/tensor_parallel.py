@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 
 from planner import ops
 from planner.graph import ITEM_BYTES, Block, Op
@@ -62,7 +62,7 @@ class ShardedSize:
 
     size: int
     where: str
-    """Parameter (relative FQN) that holds it, for messages."""
+    """Parameter (relative FQN) that holds it in its shortest dim, for messages: of key/value heads, the key's."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,13 @@ def _atoms_of(flow: DimFlow, value: int) -> Iterator[tuple[int, int]]:
 
 def _choose(flow: DimFlow) -> frozenset[int]:
     """Atoms to shard: those that carry most FLOP first, never two in one tensor."""
-    boundary = {atom for v in _boundary(flow.block, flow.shapes) for _, atom in _atoms_of(flow, v)}
+    crossing = {atom for v in _boundary(flow.block, flow.shapes) for _, atom in _atoms_of(flow, v)}
+    crossing.update(atom for factors in flow.born for atom in flow.atoms.leaves(factors))
     held = {v: {atom for _, atom in _atoms_of(flow, v)} for v in range(len(flow.block.values))}
     weight: dict[int, list[int]] = {}
     for _, v in flow.block.params:
         for atom in held[v]:
-            if atom not in boundary and not flow.atoms.fixed_by(atom):
+            if atom not in crossing and not flow.atoms.fixed_by(atom):
                 weight.setdefault(atom, [0, 0])[1] += prod(flow.shapes[v])
     for op in flow.block.ops:
         flop = ops.flop(op, flow.shapes)
@@ -189,12 +190,12 @@ def _param_shards(flow: DimFlow, chosen: frozenset[int]) -> dict[str, ParamShard
 
 
 def _sizes(flow: DimFlow, chosen: frozenset[int]) -> tuple[ShardedSize, ...]:
-    where: dict[int, str] = {}
+    where: dict[int, tuple[int, str]] = {}
     for fqn, v in flow.block.params:
-        for _, atom in _atoms_of(flow, v):
-            if atom in chosen:
-                where.setdefault(atom, fqn)
-    return tuple(ShardedSize(flow.atoms.size(atom), fqn) for atom, fqn in where.items())
+        for d, atom in _atoms_of(flow, v):
+            if atom in chosen and flow.shapes[v][d] < where.get(atom, (inf, ""))[0]:
+                where[atom] = flow.shapes[v][d], fqn
+    return tuple(ShardedSize(flow.atoms.size(atom), fqn) for atom, (_, fqn) in where.items())
 
 
 def _producers(block: Block) -> dict[int, Op]:
@@ -206,12 +207,14 @@ def _bytes(flow: DimFlow, value: int) -> int:
 
 
 def _differentiable(block: Block) -> set[int]:
-    """Forward floating point values that depend on the block's differentiable inputs."""
-    found = set(block.inputs)
+    """Forward floating point activations that depend on the block's differentiable inputs or trained parameters."""
+    params = dict(block.params)
+    found = {*block.inputs, *(params[fqn] for fqn, _ in block.param_grads if fqn in params)}
     for op in block.ops:
         if op.phase == "forward" and found.intersection(op.inputs):
             found.update(v for v in op.outputs if "float" in block.values[v].dtype)
-    return found
+    held = {block.values[v].storage for v in params.values()}
+    return {v for v in found if block.values[v].storage not in held}
 
 
 def _entries(flow: DimFlow, shard_dim: tuple[int | None, ...], sharded_ops: frozenset[int]) -> tuple[int, ...]:

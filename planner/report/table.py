@@ -24,7 +24,7 @@ WIDTH = 100
 MAX_LINES = 30
 _MAX_PLANS = 8
 _MAX_PARTS = 8
-_MAX_REASONS = 4
+_MAX_REASONS = 3
 
 
 class Preset(Protocol):
@@ -176,8 +176,8 @@ def _outcome(plan: Plan, saved: Path | None) -> RenderableType:
     search, step_s = plan.search, plan.predicted.step_s
     reasons = _largest_first(search.rejected)
     rejected = [f"{count:,} {reason}" for reason, count in reasons[:_MAX_REASONS]]
-    if len(reasons) > _MAX_REASONS:
-        rejected.append(f"{sum(count for _, count in reasons[_MAX_REASONS:]):,} other")
+    other = sum(count for _, count in reasons[_MAX_REASONS:])
+    rejected += [f"{other:,} other"] if other else []
     proof = (
         "no candidate that fits is faster"
         if math.isclose(step_s, search.bound_s)

@@ -23,7 +23,7 @@ def transient_peak_bytes(block: Block, value_bytes: Sequence[int]) -> int:
 
 def _peak(block: Block, value_bytes: Sequence[int], phase: Phase, elsewhere: set[int]) -> int:
     ops = [op for op in block.ops if op.phase == phase]
-    produced = {block.values[v].storage for op in block.ops if op.phase == "forward" for v in op.outputs}
+    known = {block.values[v].storage for op in block.ops if op.phase == "forward" for v in (*op.inputs, *op.outputs)}
     last_use: dict[int, int] = {}
     for i, op in enumerate(ops):
         for v in (*op.inputs, *op.outputs):
@@ -31,11 +31,11 @@ def _peak(block: Block, value_bytes: Sequence[int], phase: Phase, elsewhere: set
     live: dict[int, int] = {}
     peak = current = 0
     for i, op in enumerate(ops):
-        # In the backward pass, an outside tensor that the forward pass did not make is an incoming gradient.
+        # In the backward pass, an outside tensor that the forward pass does not know is an incoming gradient.
         given = op.inputs if phase == "backward" else ()
         for v in (*given, *op.outputs):
             storage = block.values[v].storage
-            if storage in live or storage in elsewhere or (v in given and storage in produced):
+            if storage in live or storage in elsewhere or (v in given and storage in known):
                 continue
             live[storage] = value_bytes[v]
             current += value_bytes[v]

@@ -3,7 +3,7 @@ microbatch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -44,15 +44,26 @@ class BlockPrice:
     rematerialised_bytes: dict[str, int]
     """Per recompute policy: bytes that reappear while the block's backward runs."""
     transient_bytes: int
-    numel: int
-    """Parameters on this device after tensor parallelism."""
+    param_numel: Mapping[str, int]
+    """By relative FQN: elements on this device after tensor parallelism."""
     trained_numel: int
+    """Of those, elements that receive gradients."""
+    reduced_numel: int
+    """Elements whose gradient this block completes: a tied parameter counts in one of its blocks only."""
+    replicated_numel: int
+    """Of those, elements whose gradient is a partial sum over ``tp``: whole parameters under sequence parallelism."""
+    recomputable: bool
+
+    @property
+    def numel(self) -> int:
+        """Parameters on this device after tensor parallelism."""
+        return sum(self.param_numel.values())
 
     def recompute(self, policy: str) -> PassSeconds:
         """Forward work done again: all of it (``full``), or all but GEMM and attention (``selective``)."""
-        if policy == "full":
+        if self.recomputable and policy == "full":
             return self.forward
-        if policy == "selective":
+        if self.recomputable and policy == "selective":
             return PassSeconds(memory_bound=self.forward.memory_bound, collectives=self.forward.collectives)
         return PassSeconds()
 
@@ -104,12 +115,14 @@ def price_block(
     batch: int,
     seq_len: int,
     recomputable: bool,
+    trained: Collection[str],
 ) -> BlockPrice:
     """Price every operation on its local shapes and add up.
 
     Args:
         batch: samples of the microbatch.
         recomputable: whether recompute policies apply (repeated blocks) or the block always keeps everything.
+        trained: relative FQNs of the parameters that receive gradients, here or (tied ones) in another block.
     """
     shapes = local_shapes(block, layout, tp=tp, sequence_parallel=sequence_parallel, batch=batch, seq_len=seq_len)
     value_bytes = [prod(s) * ITEM_BYTES[v.dtype] for s, v in zip(shapes.stored, block.values, strict=True)]
@@ -121,15 +134,20 @@ def price_block(
         outputs = {block.values[v].storage: value_bytes[v] for op in heavy for v in op.outputs}
         saved["selective"] = min(kept, inputs + sum(outputs.values()))
         saved["full"] = inputs
-    params = dict(block.params)
+    numel = {fqn: prod(shapes.inside[v]) for fqn, v in block.params}
+    reduced = [fqn for fqn, _ in block.param_grads if fqn in numel]
+    replicated = [fqn for fqn in reduced if sequence_parallel and fqn not in layout.params]
     return BlockPrice(
         forward=_pass(block, layout, cluster, shapes, "forward", tp, sequence_parallel),
         backward=_pass(block, layout, cluster, shapes, "backward", tp, sequence_parallel),
         saved_bytes=saved,
         rematerialised_bytes={policy: kept - held for policy, held in saved.items()},
         transient_bytes=transient_peak_bytes(block, value_bytes),
-        numel=sum(prod(shapes.inside[v]) for v in params.values()),
-        trained_numel=sum(prod(shapes.inside[params[fqn]]) for fqn, _ in block.param_grads if fqn in params),
+        param_numel=numel,
+        trained_numel=sum(numel[fqn] for fqn in numel if fqn in trained),
+        reduced_numel=sum(numel[fqn] for fqn in reduced),
+        replicated_numel=sum(numel[fqn] for fqn in replicated),
+        recomputable=recomputable,
     )
 
 

@@ -1,7 +1,8 @@
 """The best plan over mesh, sharding level, microbatch, recomputation and stage cuts: exact over the enumerated space.
 
 Space: every factorisation ``pp * dp_replicate * dp_shard * tp = num_devices``; every microbatch size that divides the
-samples per data-parallel rank; recomputation none, selective or full; ZeRO stage 1, 2 or 3 where ``dp_shard`` > 1.
+samples per data-parallel rank into at least ``pp`` microbatches (torch's 1F1B refuses fewer); recomputation none,
+selective or full; ZeRO stage 1, 2 or 3 where ``dp_shard`` > 1.
 For each point the stages are cut optimally (`planner.solvers.inter_op`).
 
 Candidates are visited in order of a lower bound on their step time (`StageCosts.lower_bound_s`); once the bound is no
@@ -128,7 +129,7 @@ class _Space:
         """All legal points; illegal ones are counted by reason."""
         limits = self.constraints
         num_devices = self.setting.cluster.num_devices
-        num_segments = len(self.setting.graph.segments)
+        most_stages = self.setting.named.sum()
         obstacles = {tp: self.layouts.obstacle(tp) for tp in divisors(num_devices)}
         allowed = {
             "pp": _allowed(limits.pp, limits.max_pp),
@@ -143,18 +144,21 @@ class _Space:
             variants = len(policies) * len(zero_stages)
             data_parallel = sizes["dp_replicate"] * sizes["dp_shard"]
             microbatches = self._microbatch_sizes(data_parallel)
+            enough = [s for s in microbatches if self._num_microbatches(data_parallel, s) >= sizes["pp"]]
             if not all(low <= sizes[axis] <= high for axis, (low, high) in allowed.items()):
                 self.rejected["constraint"] += variants
             elif obstacles[sizes["tp"]] is not None:
                 self.rejected["tp does not divide"] += variants
-            elif sizes["pp"] > num_segments:
+            elif sizes["pp"] > most_stages:
                 self.rejected["more stages than blocks"] += variants
             elif not microbatches:
                 self.rejected["batch not divisible"] += variants
+            elif not enough:
+                self.rejected["fewer microbatches than stages"] += variants
             else:
                 yield from (
                     self._candidate(mesh, size, policy, zero_stage)
-                    for size in microbatches
+                    for size in enough
                     for policy in policies
                     for zero_stage in zero_stages
                 )
@@ -166,6 +170,9 @@ class _Space:
         pinned = self.constraints.microbatch_size
         return [s for s in divisors(batch // data_parallel) if pinned is None or s == pinned]
 
+    def _num_microbatches(self, data_parallel: int, size: int) -> int:
+        return self.setting.job.global_batch // (data_parallel * size)
+
     def _candidate(self, mesh: tuple[int, int, int, int], size: int, policy: str, zero_stage: int) -> Candidate:
         pp, dp_replicate, dp_shard, tp = mesh
         return Candidate(
@@ -176,7 +183,7 @@ class _Space:
             sequence_parallel=self.layouts.sequence_parallel(tp, self.setting.job.seq_len),
             zero_stage=zero_stage,
             microbatch_size=size,
-            num_microbatches=self.setting.job.global_batch // (dp_replicate * dp_shard * size),
+            num_microbatches=self._num_microbatches(dp_replicate * dp_shard, size),
             recompute=policy,
         )
 
@@ -194,6 +201,7 @@ class _Space:
                     batch=candidate.microbatch_size,
                     seq_len=self.setting.job.seq_len,
                     recomputable=index in repeated,
+                    trained=self.setting.trained[index],
                 )
                 for index, (block, layout) in enumerate(
                     zip(self.setting.graph.blocks, self.layouts.at(candidate.tp), strict=True)

@@ -6,7 +6,7 @@ largest block's transient memory; so prefix sums and running maxima give all sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -47,17 +47,34 @@ class Setting:
         return [segment.block for segment in self.graph.segments]
 
     @cached_property
-    def tied(self) -> tuple[tuple[int, int, int], ...]:
-        """(segment, later segment, elements) of every parameter that two segments read."""
-        first: dict[str, int] = {}
+    def named(self) -> Array:
+        """Per segment: 1 where it has modules of its own; a stretch of bare operations between two blocks has none and
+        cannot be a stage by itself."""
+        return np.array([float(bool(segment.modules)) for segment in self.graph.segments])
+
+    @cached_property
+    def tied(self) -> tuple[tuple[int, int, str], ...]:
+        """(segment, next segment, relative FQN in the latter) of every two neighbouring readers of one parameter."""
+        previous: dict[str, int] = {}
         pairs = []
         for i, segment in enumerate(self.graph.segments):
-            block = self.graph.blocks[segment.block]
-            for relative, value in block.params:
-                origin = first.setdefault(self.graph.canonical(segment, relative), i)
-                if origin != i:
-                    pairs.append((origin, i, prod(block.values[value].shape(1, 1))))
+            for relative, _ in self.graph.blocks[segment.block].params:
+                fqn = self.graph.canonical(segment, relative)
+                if fqn in previous:
+                    pairs.append((previous[fqn], i, relative))
+                previous[fqn] = i
         return tuple(pairs)
+
+    @cached_property
+    def trained(self) -> tuple[frozenset[str], ...]:
+        """Per block, the relative FQNs of parameters that receive gradients, there or (tied ones) elsewhere."""
+        graph = self.graph
+        receive = {graph.canonical(s, fqn) for s in graph.segments for fqn, _ in graph.blocks[s.block].param_grads}
+        trained: dict[int, frozenset[str]] = {}
+        for s in graph.segments:
+            params = graph.blocks[s.block].params
+            trained[s.block] = frozenset(fqn for fqn, _ in params if graph.canonical(s, fqn) in receive)
+        return tuple(trained[block] for block in range(len(graph.blocks)))
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,10 @@ class StageCosts:
         return self._per_segment([p.trained_numel for p in self.prices])
 
     @cached_property
+    def reduced_numel(self) -> Array:
+        return self._per_segment([p.reduced_numel for p in self.prices])
+
+    @cached_property
     def _gather_s(self) -> Array:
         """All-gather of each block's parameters over ``dp_shard``."""
         ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
@@ -108,7 +129,7 @@ class StageCosts:
         """Reduce-scatter of each block's gradients over ``dp_shard``."""
         ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
         size = self.setting.precision.grad_bytes
-        return self._per_segment([communication.reduce_scatter_s(ranks, size * p.trained_numel) for p in self.prices])
+        return self._per_segment([communication.reduce_scatter_s(ranks, size * p.reduced_numel) for p in self.prices])
 
     @cached_property
     def _replicate_s(self) -> Array:
@@ -116,7 +137,7 @@ class StageCosts:
         c = self.candidate
         ranks = group(self.setting.cluster, size=c.dp_replicate, stride=c.tp * c.dp_shard)
         size = self.setting.precision.grad_bytes / c.dp_shard
-        return self._per_segment([communication.all_reduce_s(ranks, size * p.trained_numel) for p in self.prices])
+        return self._per_segment([communication.all_reduce_s(ranks, size * p.reduced_numel) for p in self.prices])
 
     @cached_property
     def data_parallel(self) -> tuple[dict[str, Exposed], dict[str, Exposed]]:
@@ -177,7 +198,22 @@ class StageCosts:
         )
         launch = self.setting.cluster.device.launch_overhead_s
         per_element = compute.memory_bound_s(self.setting.cluster.device, moved) - launch
-        return self.trained_numel / share * per_element
+        return self.reduced_numel / share * per_element
+
+    @cached_property
+    def replicated_s(self) -> Array:
+        """Once per step: under sequence parallelism every ``tp`` rank has the gradients of whole parameters (norms) for
+        its own tokens; they are summed."""
+        ranks = group(self.setting.cluster, size=self.candidate.tp, stride=1)
+        size = self.setting.precision.grad_bytes
+        return self._per_segment([communication.all_reduce_s(ranks, size * p.replicated_numel) for p in self.prices])
+
+    def _tied(self) -> Iterator[tuple[int, int, int, bool]]:
+        """(segment, next segment, elements on one device, whether trained) of `Setting.tied`."""
+        for first, later, relative in self.setting.tied:
+            block = self.setting.block_of[later]
+            trained = relative in self.setting.trained[block]
+            yield first, later, self.prices[block].param_numel[relative], trained
 
     @cached_property
     def tied_s(self) -> float:
@@ -186,7 +222,7 @@ class StageCosts:
         if c.pp == 1 or not self.setting.tied:
             return 0.0
         link = boundary(self.setting.cluster, stride=c.num_devices // c.pp)
-        num_bytes = sum(numel for *_, numel in self.setting.tied) / c.tp * self.setting.precision.grad_bytes
+        num_bytes = sum(numel for *_, numel, trained in self._tied() if trained) * self.setting.precision.grad_bytes
         return communication.send_recv_s(link, num_bytes)
 
     @cached_property
@@ -202,7 +238,7 @@ class StageCosts:
     def once_s(self) -> Matrix:
         """``d`` of `costmodels.step` for every stage."""
         _, per_step = self.data_parallel
-        total = self.optimizer_s + sum(e.expected for e in per_step.values())
+        total = self.optimizer_s + self.replicated_s + sum(e.expected for e in per_step.values())
         first = sum((e.first for e in per_step.values()), np.zeros_like(total))
         return _range_sums(total) + first[:, None] + self.tied_s
 
@@ -219,7 +255,7 @@ class StageCosts:
         c = self.candidate
         per_microbatch, per_step = self.data_parallel
         t = float((self.forward_s + self.backward_s + sum(e.expected for e in per_microbatch.values())).sum())
-        d = float((self.optimizer_s + sum(e.expected for e in per_step.values())).sum())
+        d = float((self.optimizer_s + self.replicated_s + sum(e.expected for e in per_step.values())).sum())
         return t + ((c.num_microbatches - 1) * t + d) / c.pp
 
     def stage_seconds(self, a: int, b: int) -> StageSeconds:
@@ -250,6 +286,7 @@ class StageCosts:
             },
             per_step={
                 **{name: of(e) for name, e in per_step.items()},
+                "tp.gradient_reduce": plain(float(self.replicated_s[a:b].sum())),
                 "pp.tied_gradients": plain(self.tied_s),
                 "optimizer.step": plain(float(self.optimizer_s[a:b].sum())),
             },
@@ -259,11 +296,12 @@ class StageCosts:
 
     @cached_property
     def _numel_ranges(self) -> tuple[Matrix, Matrix]:
-        """Parameters and trained parameters of every stage; a tied one counts once where both readers are."""
-        numel, trained = _range_sums(self.numel), _range_sums(self.trained_numel)
-        for first, later, elements in self.setting.tied:
-            numel[: first + 1, later + 1 :] -= elements / self.candidate.tp
-            trained[: first + 1, later + 1 :] -= elements / self.candidate.tp
+        """Parameters and trained parameters of every stage, none where it is empty (what is infinite there are its
+        activations); a tied one counts once where both readers are."""
+        numel, trained = (np.triu(_range_sums(x), 1) for x in (self.numel, self.trained_numel))
+        for first, later, elements, is_trained in self._tied():
+            numel[: first + 1, later + 1 :] -= elements
+            trained[: first + 1, later + 1 :] -= elements if is_trained else 0
         return numel, trained
 
     @cached_property
@@ -291,9 +329,11 @@ class StageCosts:
 
     @cached_property
     def activation_bytes(self) -> Matrix:
-        """Bytes that every stage keeps per microbatch in flight: what its blocks save, and its output."""
+        """Bytes that every stage keeps per microbatch in flight: what its blocks save, and its output. Infinite where a
+        stage would have no module."""
         saved = self._per_segment([p.saved_bytes[self.candidate.recompute] for p in self.prices])
-        return _range_sums(saved) + self.crossing_bytes[None, :]
+        kept = _range_sums(saved) + self.crossing_bytes[None, :]
+        return np.where(_range_sums(self.setting.named) > 0, kept, np.inf)
 
     @cached_property
     def peak_bytes(self) -> list[Matrix]:
@@ -322,7 +362,7 @@ class StageCosts:
 def _range_sums(x: Array) -> Matrix:
     """(a, b) -> ``sum(x[a:b])``; infinite where b <= a."""
     total = np.concatenate([[0.0], np.cumsum(x)])
-    sums = total[None, :] - total[:-1, None]
+    sums: Matrix = total[None, :] - total[:-1, None]
     sums[_empty(len(x))] = np.inf
     return sums
 

@@ -9,7 +9,7 @@ sequence whole makes it be gathered. So claims about layouts and about communica
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod, sqrt
+from math import prod
 from typing import Any
 
 import torch
@@ -25,11 +25,9 @@ from planner.layouts.tensor_parallel import (
     _only_integers,
     _sequence_atoms,
 )
+from tests.planner.layouts.aten import ALLOCATIONS, execute
 
-ALLOCATIONS = {"new_zeros", "new_empty", "new_ones", "new_full", "zeros_like", "ones_like", "empty_like", "full_like"}
 LINEAR = COPIES | {"neg", "sum", "slice", "slice_backward", "select_backward", "index_add", "scatter_add", "flip"}
-EPS = 1e-5
-SIZED = ALLOCATIONS | {"slice_backward", "select_backward"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Ranks:
             return torch.stack(parts).sum(dim=0)
         if kind == "whole":
             for other in parts[1:]:
-                torch.testing.assert_close(other, parts[0], equal_nan=True, msg=f"value {v} differs between ranks")
+                assert torch.allclose(other, parts[0], rtol=1e-9, equal_nan=True), f"value {v} differs between ranks"
             return parts[0]
         return (self.shard if kind == "shard" else self.sequence)[v].join(parts)
 
@@ -127,8 +125,11 @@ class Ranks:
         sharded = self.tp > 1 and index in self.layout.sharded_ops
         shuffle = op.name in SHUFFLES or _only_integers(op, self.block)
         along = self.sequence_parallel and not sharded and not shuffle
-        beside_sequence = along and any(v in self.sequence for v in inputs if v not in partial)
-        if partial and (sharded or beside_sequence or not self._linear(op, partial, inputs)):
+        beside = [v for v in inputs if along and v in self.sequence and v not in partial]
+        linear = not sharded and self._linear(op, partial, inputs)
+        if partial and linear and beside and _size(self, beside) < _size(self, partial) / 4:
+            along = False  # a few weights beside a large partial sum: they are gathered, it is not reduced yet
+        elif partial and (beside or not linear):
             for v in partial:
                 self._reduce(v, op.phase)
             partial = []
@@ -145,12 +146,17 @@ class Ranks:
             else:
                 made[v] = "whole"
         self.kinds.update(made)
-        self.now = (index, op, [(v, self.kinds[v], self.shapes[v]) for v in op.inputs], made)
         results = self._loss(op) if sharded else None
-        if results is None:
+        if results is None and sharded and "shard" not in kinds:  # an operation of its own that keeps its share
+            whole = [self._local(op, r, dict.fromkeys(made, "whole")) for r in range(self.tp)]
+            results = [tuple(self._share(v, t, r) for v, t in zip(made, ts, strict=True)) for r, ts in enumerate(whole)]
+        elif results is None:
             results = [self._local(op, r, made) for r in range(self.tp)]
         for i, v in enumerate(op.outputs):
             self.tensors[v] = [result[i] for result in results]
+
+    def _share(self, v: int, whole: Tensor, rank: int) -> Tensor:
+        return self.shard[v].take(whole, rank, self.tp) if self.kinds[v] == "shard" else whole
 
     def _linear(self, op: Op, partial: list[int], inputs: list[int]) -> bool:
         if op.name in LINEAR:
@@ -212,6 +218,10 @@ class Ranks:
         return [(-hit * parts[0][0] / len(targets),) for hit in hits]
 
 
+def _size(ranks: Ranks, values: list[int]) -> int:
+    return sum(prod(ranks.shapes[v]) for v in values)
+
+
 def _lookup(table: Tensor, index: Tensor) -> Tensor:
     inside = (index >= 0) & (index < len(table))
     return table[index.clamp(0, len(table) - 1)] * inside.unsqueeze(-1)
@@ -221,107 +231,3 @@ def _lookup_backward(grad: Tensor, index: Tensor, shape: tuple[int, ...]) -> Ten
     inside = (index >= 0) & (index < shape[0])
     rows = (grad * inside.unsqueeze(-1)).flatten(0, -2)
     return torch.zeros(shape, dtype=grad.dtype).index_add(0, index.clamp(0, shape[0] - 1).flatten(), rows)
-
-
-def execute(op: Op, args: list[Any], shapes: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
-    """One call on plain tensors, its size arguments replaced by the sizes of its results."""
-    if op.name in {"view", "_unsafe_view", "reshape"}:
-        return (args[0].reshape(shapes[0]),)
-    if op.name == "expand":
-        return (args[0].expand(shapes[0]),)
-    if op.name == "attention":
-        return _attention(*args)
-    if op.name == "attention_backward":
-        return _attention_backward(*args)
-    if op.name == "rms_norm":
-        root = args[0].square().mean(-1, keepdim=True).add(EPS).rsqrt()
-        return args[0] * root * args[1], root
-    if op.name == "rms_norm_backward":
-        grad, x, root, weight, _ = args
-        scaled = grad * weight
-        along = (scaled * x).mean(-1, keepdim=True) * x * root**3
-        return scaled * root - along, (grad * x * root).flatten(0, -2).sum(0)
-    if op.name == "_grouped_mm":
-        return (_grouped(*args[:3]),)
-    if op.name == "_to_copy":
-        dtype = next((_plain(a) for a in args[1:] if isinstance(_plain(a), torch.dtype)), args[0].dtype)
-        return (args[0].to(dtype, copy=True),)
-    if op.name in SIZED and not op.name.endswith("_like"):
-        args[1] = shapes[0]
-    if op.name.startswith("split"):
-        dim = args[2] if len(args) > 2 else 0
-        sizes = [shape[dim] for shape in shapes]
-        args[1] = sizes if op.name == "split_with_sizes" else sizes[0]
-    if op.name == "convolution_backward":
-        args[3] = [args[2].shape[0]]
-    positional, keywords = _bind(op, args)
-    result = _overload(op)(*positional, **keywords)
-    found = result if isinstance(result, tuple | list) else (result,)
-    return tuple(t for t in found if isinstance(t, Tensor) and t is not None)
-
-
-def _overload(op: Op) -> Any:
-    name, _, overload = op.target.partition(".")
-    return getattr(getattr(torch.ops.aten, name), overload)
-
-
-def _bind(op: Op, args: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments again, from the run in which capture keeps them."""
-    schema = _overload(op)._schema.arguments
-    places = sum(not a.kwarg_only for a in schema)
-    rest = [a.name for a in schema if a.kwarg_only]
-    count = next((i for i, a in enumerate(args) if isinstance(_plain(a), _OPTIONS) and rest), places)
-    keywords: dict[str, Any] = {}
-    for value in map(_plain, args[min(count, places) :]):
-        kind = next((name for option, name in _OPTION_NAMES.items() if isinstance(value, option)), None)
-        name = kind if kind in rest else rest[0]
-        keywords[name] = value
-        rest = rest[rest.index(name) + 1 :]
-    return [_plain(a) for a in args[: min(count, places)]], keywords
-
-
-_OPTIONS = (torch.dtype, torch.layout, torch.device, torch.memory_format)
-_OPTION_NAMES = {
-    torch.dtype: "dtype", torch.layout: "layout", torch.device: "device", torch.memory_format: "memory_format",
-    bool: "pin_memory",
-}  # fmt: skip
-
-
-def _plain(arg: Any) -> Any:
-    """torch's own objects again; every floating point type is float64 here."""
-    if not isinstance(arg, str):
-        return arg
-    if arg == "cpu":
-        return torch.device("cpu")
-    found = getattr(torch, arg.removeprefix("torch."), arg) if arg.startswith("torch.") else arg
-    return torch.float64 if isinstance(found, torch.dtype) and found.is_floating_point else found
-
-
-def _scores(q: Tensor, k: Tensor, mask: Any, causal: bool) -> Tensor:
-    scores = q @ k.transpose(2, 3) / sqrt(q.shape[3])
-    if mask is not None:
-        scores = scores + mask
-    if causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[2:], dtype=torch.bool).triu(1), float("-inf"))
-    return scores
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool) -> tuple[Tensor, ...]:
-    scores = _scores(q, k, mask, causal)
-    return scores.softmax(3) @ v, scores.logsumexp(3)
-
-
-def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Any, causal: bool, _: bool
-) -> tuple[Tensor, ...]:
-    p = (_scores(q, k, mask, causal) - lse.unsqueeze(3)).exp()
-    ds = p * (grad @ v.transpose(2, 3) - (grad * out).sum(3, keepdim=True)) / sqrt(q.shape[3])
-    return ds @ k, ds.transpose(2, 3) @ q, p.transpose(2, 3) @ grad
-
-
-def _grouped(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    starts = [0, *ends.tolist()[:-1]]
-    runs = [slice(start, end) for start, end in zip(starts, ends.tolist(), strict=True)]
-    if b.dim() == 3:
-        return torch.cat([a[run] @ b[g] for g, run in enumerate(runs)])
-    return torch.stack([a[:, run] @ b[run] for run in runs])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planner import models
+from planner.capture.sources import capture_model
 from planner.capture.trace import trace
 from planner.graph import ModelGraph
 
@@ -18,7 +19,6 @@ SEQ_LEN = 8
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gqa": ("llama3-8b", {"num_heads": 8, "num_kv_heads": 4, "head_dim": 4, "hidden_dim": 24}),
-    "mha": ("llama2-7b", {"num_heads": 4, "num_kv_heads": 4, "head_dim": 8, "hidden_dim": 24}),
     "mqa": ("llama3-8b", {"num_heads": 4, "num_kv_heads": 1, "head_dim": 8, "hidden_dim": 24}),
     "gpt": ("gpt2", {"num_heads": 4, "num_kv_heads": 4, "head_dim": 8, "hidden_dim": 24, "max_seq_len": 64}),
     "bert": ("bert-large", {"num_heads": 4, "hidden_dim": 24, "max_seq_len": 64}),
@@ -29,9 +29,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def graph(family: str, *, num_layers: int = 4, vocab_size: int = 40) -> ModelGraph:
+    """A model of width 32; images and ``thirds`` have sizes of their own."""
+    return _graph(family, num_layers, vocab_size) if family in CONFIGS else _graph(family, 0, 0)
+
+
 @cache
-def graph(family: str, num_layers: int = 2, vocab_size: int = 40) -> ModelGraph:
-    """A two-layer model of width 32."""
+def _graph(family: str, num_layers: int, vocab_size: int) -> ModelGraph:
     if family == "resnet":
         return _traced("resnet-50", seq_len=1, image_size=32, num_blocks=(2, 1, 1, 1), width=8, num_classes=16)
     if family == "vit":
@@ -79,3 +83,16 @@ class Thirds(nn.Module):
 
 def thirds_inputs(batch: int, seq_len: int) -> tuple[Tensor, ...]:
     return (torch.empty(batch, seq_len, dtype=torch.int64),)
+
+
+@cache
+def captured(model: str, seq_len: int | None, compute_dtype: str) -> tuple[ModelGraph, int, str]:
+    """A built-in model of full size."""
+    return capture_model(model, seq_len=seq_len, compute_dtype=compute_dtype)
+
+
+def capture_once(model: Any, *, seq_len: int | None, compute_dtype: str, **rest: Any) -> tuple[ModelGraph, int, str]:
+    """Stands in for `capture_model`: each built-in is traced once per process."""
+    if isinstance(model, str) and model in models.names():
+        return captured(model, seq_len, compute_dtype)
+    return capture_model(model, seq_len=seq_len, compute_dtype=compute_dtype, **rest)

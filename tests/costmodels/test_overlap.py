@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodels.overlap import exposed
+
+BLOCKS = st.lists(st.tuples(st.floats(0.0, 1e3), st.floats(0.0, 1e3)), min_size=1, max_size=8)
+
+
+def test_a_transfer_hides_behind_one_block_of_computation() -> None:
+    found = exposed(np.array([3.0, 1.0, 2.0]), np.array([2.0, 2.0, 2.0]))
+    assert found.expected.tolist() == [1.0, 0.0, 0.0]
+    assert found.first.tolist() == [2.0, 1.0, 2.0]
+    assert found.high.tolist() == [3.0, 1.0, 2.0]
+
+
+@given(BLOCKS)
+def test_hidden_and_exposed_add_up_and_the_range_holds_for_every_run(blocks: list[tuple[float, float]]) -> None:
+    communication, compute = np.array(blocks).T
+    found = exposed(communication, compute)
+    assert found.expected + found.first == pytest.approx(communication)
+    assert (found.first <= compute).all()
+    for start in range(len(blocks)):
+        expected = found.expected[start:].sum() + found.first[start]
+        assert found.low[start:].sum() <= expected * (1 + 1e-12)
+        assert expected <= found.high[start:].sum() * (1 + 1e-12)
+
+
+@given(st.integers(1, 8), st.floats(0.0, 1e3), st.floats(0.0, 1e3))
+def test_equal_blocks_are_the_timeline_of_prefetching_one_ahead(n: int, transfer_s: float, block_s: float) -> None:
+    """A block computes when its transfer is done; the next transfer starts as it starts."""
+    clock = transfer_s
+    for i in range(n):
+        clock += max(block_s, transfer_s) if i + 1 < n else block_s
+    found = exposed(np.full(n, transfer_s), np.full(n, block_s))
+    assert n * block_s + found.expected.sum() + found.first[0] == pytest.approx(clock)
+
+
+def test_no_computation_hides_nothing_and_no_communication_costs_nothing() -> None:
+    zeros, ones = np.zeros(3), np.ones(3)
+    bare = exposed(ones, zeros)
+    assert bare.expected.tolist() == bare.high.tolist() == [1.0, 1.0, 1.0]
+    free = exposed(zeros, ones)
+    assert free.high.tolist() == free.first.tolist() == [0.0, 0.0, 0.0]
