@@ -28,6 +28,20 @@ LOOKUP = {"embedding", "index", "index_select", "gather", "select", "slice"}
 UNREAD = {"nll_loss_forward": 0, "nll_loss_backward": 1}
 """Calls that read next to nothing of the argument at this place: a loss looks up one log-probability per row."""
 
+COPIES = {
+    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "t", "transpose", "permute", "expand", "clone",
+    "_to_copy", "index", "index_select", "gather", "select",
+}  # fmt: skip
+"""Calls that only move values: what they read may be communicated in place of their result."""
+LINEAR = COPIES | {"mul", "sum", "index_add", "index_put", "_unsafe_index_put", "scatter_add", "div"}
+"""Calls through which a partial sum may pass before it is reduced."""
+
+SHUFFLES = {
+    "sort", "topk", "argsort", "cumsum", "index", "index_select", "gather", "scatter", "scatter_add", "index_add",
+    "index_put", "index_put_", "_unsafe_index_put",
+}  # fmt: skip
+"""Calls that reorder tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gemm:

@@ -11,7 +11,7 @@ from planner.job import Constraints, Job
 
 SCHEMA_VERSION = 1
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
-"""Mesh axes, outer to inner: neighbouring ranks differ in ``tp`` first, so the chattiest axis gets the nearest links."""
+"""Mesh axes, outer to inner: neighbouring ranks differ in ``tp`` first, so the busiest axis gets the nearest links."""
 
 
 @dataclass(frozen=True, kw_only=True)

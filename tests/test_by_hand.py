@@ -11,8 +11,7 @@ from hardware_profiles.load import load_cluster
 from planner.capture.sources import capture_model
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
-from planner.solvers.search import predict, search
-from planner.solvers.search import model_flop
+from planner.solvers.search import model_flop, predict, search
 from planner.solvers.stage_costs import Setting
 
 PAGE = (Path(__file__).parents[1] / "docs" / "by_hand.md").read_text()

@@ -21,7 +21,9 @@ ADVICE = {
     "GuardOnDataDependentSymNode": "a branch depends on a tensor's value; use torch.where",
     "UnsupportedFakeTensorException": "an operation has no shape rule; register one with torch.library.register_fake",
     "UnsupportedOperatorException": "an operation has no shape rule; register one with torch.library.register_fake",
+    "Expected inputs of BF16 type": "torch's grouped_mm has a shape rule for bfloat16 only; compute in bfloat16",
 }
+"""By the name of an exception, or a part of its message."""
 
 
 class Located:
@@ -49,7 +51,8 @@ class Located:
             return
         fqn = running[-1] if running else ""
         place = f"{type(self.model).__name__}{'.' + fqn if fqn else ''}"
-        advice = next((text for name, text in ADVICE.items() if name in _exception_names(cause)), None)
+        told = _told(cause)
+        advice = next((text for sign, text in ADVICE.items() if sign in told), None)
         raise TraceError(
             f"cannot trace {place}{' at ' + line if line else ''}: {type(cause).__name__}: {_first_line(cause)} "
             f"(on fake tensors, {self.where}). "
@@ -57,12 +60,13 @@ class Located:
         ) from cause
 
 
-def _exception_names(cause: BaseException | None) -> set[str]:
-    names: set[str] = set()
+def _told(cause: BaseException | None) -> str:
+    """Names and messages of an exception and of those that led to it."""
+    told = ""
     while cause is not None:
-        names |= {kind.__name__ for kind in type(cause).__mro__}
+        told += " ".join((*(kind.__name__ for kind in type(cause).__mro__), str(cause), ""))
         cause = cause.__cause__ or cause.__context__
-    return names
+    return told
 
 
 def _first_line(cause: BaseException) -> str:

@@ -31,6 +31,8 @@ class DimFlow:
     """Op index -> atoms that it sums over (matrix products and lookups): sharded, its result is a partial sum."""
     born: list[Factors] = field(default_factory=list)
     """Dims that a forward operation makes of whole arguments (sorted, cut, ...): nothing could hold a shard of them."""
+    weights: set[int] = field(default_factory=set)
+    """Parameters, and what is a mere copy of them (transposed, cast, reshaped)."""
     index: int = -1
     """The operation being related."""
 
@@ -38,12 +40,15 @@ class DimFlow:
         gradient_of = {
             grad: param for fqn, grad in self.block.param_grads for name, param in self.block.params if name == fqn
         }
+        self.weights.update(v for _, v in self.block.params)
         for index, op in enumerate(self.block.ops):
             self.index = index
             rule = RULES.get(op.name, _pointwise if op.pointwise else _unknown)
             results = rule(self, op)
             for value, dims in zip(op.outputs, results, strict=False):
                 self.dims[value] = dims
+            if op.name in ops.COPIES and op.inputs and self.weights.issuperset(op.inputs):
+                self.weights.update(op.outputs)
             for value in op.outputs:
                 if value in gradient_of:
                     self.same(value, gradient_of[value])
@@ -266,9 +271,7 @@ def _pool(flow: DimFlow, op: Op) -> list[Dims]:
 
 def _contract(flow: DimFlow, a: int, b: int, left: Factors, right: Factors) -> None:
     flow.unify(left, right)
-    weights = {v for _, v in flow.block.params}
-    storages = {flow.block.values[v].storage for v in weights}
-    if not {flow.block.values[a].storage, flow.block.values[b].storage} & storages:
+    if not {a, b} & flow.weights:
         flow.fix(left)  # activations times activations: what follows is rarely linear in the sum (attention scores)
     flow.contracted[flow.index] = flow.atoms.leaves(left)
 
@@ -373,12 +376,16 @@ def _like_inputs(*positions: int) -> Rule:
 
 def _index(flow: DimFlow, op: Op) -> list[Dims]:
     """x[index] along the first dim with one index tensor; anything else is unknown."""
-    out = op.outputs[0]
-    if len(op.inputs) != 2 or flow.shapes[out][len(flow.shapes[op.inputs[1]]) :] != flow.shapes[op.inputs[0]][1:]:
+    if not _by_rows(op.args[1]):
         return _unknown(flow, op)
     x, index = flow.of(op.inputs[0]), flow.of(op.inputs[1])
     flow.fix(x[0])
     return [[*index, *x[1:]]]
+
+
+def _by_rows(indices: Arg) -> bool:
+    """Whether an ``x[indices]`` names one tensor of indices, for the first dim."""
+    return isinstance(indices, tuple) and len(indices) == 1 and isinstance(indices[0], Ref)
 
 
 def _along(flow: DimFlow, op: Op) -> list[Dims]:
@@ -393,7 +400,9 @@ def _along(flow: DimFlow, op: Op) -> list[Dims]:
 
 
 def _scatter_rows(flow: DimFlow, op: Op) -> list[Dims]:
-    """index_add / index_put: rows of the last argument are added into the first; the other dims pass."""
+    """index_add / index_put along the first dim: rows of the last argument go into the first; the other dims pass."""
+    if not (op.args[1] == 0 if op.name == "index_add" else _by_rows(op.args[1])):
+        return _unknown(flow, op)
     base, source = flow.of(op.inputs[0]), flow.of(op.inputs[-1])
     flow.fix(base[0], source[0])
     for ours, theirs in zip(reversed(base[1:]), reversed(source[1:]), strict=False):

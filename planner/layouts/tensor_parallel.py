@@ -24,27 +24,12 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 
 from planner import ops
-from planner.graph import ITEM_BYTES, Block, Op
+from planner.graph import ITEM_BYTES, Block, Op, Ref
 from planner.layouts.rules import DimFlow
 
 REFERENCE_BATCH = 3
 REFERENCE_SEQ_LEN = 512
 """Sizes at which dims are factored; sharding is a statement about atoms, so any sizes would do."""
-
-COPIES = {
-    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "t", "transpose", "permute", "expand", "clone",
-    "_to_copy", "index", "index_select", "gather", "select",
-}  # fmt: skip
-"""Calls that only move values: an entry may be communicated before them."""
-LINEAR = COPIES | {"mul", "sum", "index_add", "index_put", "_unsafe_index_put", "scatter_add", "div"}
-"""Calls through which a partial sum may pass before it is reduced."""
-
-SHUFFLES = {
-    "sort", "topk", "argsort", "cumsum", "index", "index_select", "gather", "scatter", "scatter_add", "index_add",
-    "index_put", "index_put_", "_unsafe_index_put",
-}  # fmt: skip
-"""Calls that reorder tokens. Together with integer work (routing), they run on all tokens under sequence parallelism:
-what they read is gathered as an entry."""
 
 
 @dataclass(frozen=True)
@@ -110,23 +95,35 @@ def analyse(block: Block, *, seq_len: int | None = None) -> TensorParallel:
     )
     sequence = _sequence_atoms(flow)
     whole = all(_dim_holding(flow, v, sequence) is not None for v in _boundary(block, shapes))
-    shuffles = {i for i, op in enumerate(block.ops) if op.name in SHUFFLES or _only_integers(op, block)}
-    free = all(flow.atoms.fixed_by(atom) <= sharded_ops | shuffles for atom in sequence)
+    entries, exits = _entries(flow, shard_dim, sharded_ops), _exits(flow, chosen)
+    gathered = _computed_gathered(block, entries, exits)
+    free = all(flow.atoms.fixed_by(atom) <= sharded_ops | gathered for atom in sequence)
     return TensorParallel(
         params=_param_shards(flow, chosen),
         sizes=_sizes(flow, chosen),
         shard_dim=shard_dim,
         sequence_dim=tuple(_dim_holding(flow, v, sequence) for v in range(len(block.values))),
         sharded_ops=sharded_ops,
-        entries=_entries(flow, shard_dim, sharded_ops),
-        exits=_exits(flow, chosen),
+        entries=entries,
+        exits=exits,
         loss_rows=_loss_rows(flow, shard_dim),
         sequence_parallel=bool(sequence) and whole and free,
     )
 
 
-def _only_integers(op: Op, block: Block) -> bool:
-    return not any("float" in block.values[v].dtype for v in (*op.inputs, *op.outputs))
+def _computed_gathered(block: Block, entries: tuple[int, ...], exits: tuple[int, ...]) -> frozenset[int]:
+    """Operations that may run on the whole sequence although activations lie along it: integer work (routing), which is
+    small, and reordering of what follows from a gathered entry."""
+    storages = {block.values[v].storage for v in entries}
+    region = {v for v, value in enumerate(block.values) if value.storage in storages}
+    found = set()
+    for i, op in enumerate(block.ops):
+        floats = [v for v in op.inputs if "float" in block.values[v].dtype]
+        if op.phase == "forward" and region.intersection(op.inputs):
+            region.update(set(op.outputs).difference(exits))
+        if not floats or (op.name in ops.SHUFFLES and region.issuperset(floats)):
+            found.add(i)
+    return frozenset(found)
 
 
 def _boundary(block: Block, shapes: list[tuple[int, ...]]) -> Iterator[int]:
@@ -229,7 +226,7 @@ def _entries(flow: DimFlow, shard_dim: tuple[int | None, ...], sharded_ops: froz
         for value in op.inputs:
             if value in activations and shard_dim[value] is None and not (partial and op.name not in ops.COMPUTE_HEAVY):
                 source = smallest = value
-                while source in producers and producers[source].name in COPIES:
+                while source in producers and producers[source].name in ops.COPIES:
                     source = producers[source].inputs[0]
                     if source in activations and _bytes(flow, source) <= _bytes(flow, smallest):
                         smallest = source
@@ -244,18 +241,32 @@ def _exits(flow: DimFlow, chosen: frozenset[int]) -> tuple[int, ...]:
         if op.phase == "forward":
             for v in op.inputs:
                 readers.setdefault(v, []).append(op)
+    sources = [
+        block.ops[i].outputs[0]
+        for i, atoms in flow.contracted.items()
+        if block.ops[i].phase == "forward" and chosen.intersection(flow.atoms.leaves(atoms))
+    ]
+    partial = set(sources)
+    for op in block.ops:
+        if op.name in ops.LINEAR and partial.intersection(op.inputs):
+            partial.update(op.outputs)
     found = []
-    for i, atoms in flow.contracted.items():
-        op = block.ops[i]
-        if op.phase == "backward" or not chosen.intersection(flow.atoms.leaves(atoms)):
-            continue
-        value = smallest = op.outputs[0]
-        while len(readers.get(value, ())) == 1 and readers[value][0].name in LINEAR:
+    for source in sources:
+        value = smallest = source
+        while len(readers.get(value, ())) == 1 and _linear(readers[value][0], value, partial):
             value = readers[value][0].outputs[0]
             if _bytes(flow, value) < _bytes(flow, smallest):
                 smallest = value
         found.append(smallest)
     return tuple(found)
+
+
+def _linear(op: Op, value: int, partial: set[int]) -> bool:
+    """Whether a call on a partial sum is the partial sum of calls: linear in it, with no other partial operand."""
+    operands = [arg.value for arg in op.args if isinstance(arg, Ref)]
+    if op.name not in ops.LINEAR or operands.count(value) != 1 or len(partial.intersection(op.inputs)) != 1:
+        return False
+    return op.name != "div" or operands[0] == value
 
 
 def _loss_rows(flow: DimFlow, shard_dim: tuple[int | None, ...]) -> int | None:

@@ -17,14 +17,8 @@ from torch import Tensor
 
 from planner.graph import Block, Op, Ref
 from planner.layouts.rules import DimFlow
-from planner.layouts.tensor_parallel import (
-    COPIES,
-    SHUFFLES,
-    TensorParallel,
-    _choose,
-    _only_integers,
-    _sequence_atoms,
-)
+from planner.layouts.tensor_parallel import TensorParallel, _choose, _sequence_atoms
+from planner.ops import COPIES, SHUFFLES
 from tests.planner.layouts.aten import ALLOCATIONS, execute
 
 LINEAR = COPIES | {"neg", "sum", "slice", "slice_backward", "select_backward", "index_add", "scatter_add", "flip"}
@@ -123,7 +117,7 @@ class Ranks:
         inputs = [v for v in op.inputs if not (op.name in ALLOCATIONS and v == op.inputs[0])]
         partial = [v for v in inputs if self.kinds[v] == "partial"]
         sharded = self.tp > 1 and index in self.layout.sharded_ops
-        shuffle = op.name in SHUFFLES or _only_integers(op, self.block)
+        shuffle = op.name in SHUFFLES or not any("float" in self.block.values[v].dtype for v in op.inputs)
         along = self.sequence_parallel and not sharded and not shuffle
         beside = [v for v in inputs if along and v in self.sequence and v not in partial]
         linear = not sharded and self._linear(op, partial, inputs)

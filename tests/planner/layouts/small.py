@@ -13,6 +13,7 @@ from planner import models
 from planner.capture.sources import capture_model
 from planner.capture.trace import trace
 from planner.graph import ModelGraph
+from planner.models.configs import LatentAttentionConfig
 
 SEQ_LEN = 8
 """At which blocks are executed."""
@@ -26,6 +27,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                                "num_experts": 4, "top_k": 2, "expert_hidden_dim": 16}),
     "mixtral": ("mixtral-8x7b", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_dim": 16,
                                  "num_experts": 4, "expert_hidden_dim": 16}),
+    "mla": ("deepseek-v3", {"num_dense_layers": 1, "num_heads": 4, "num_kv_heads": 4, "head_dim": 12, "hidden_dim": 24,
+                            "num_experts": 8, "top_k": 2, "expert_hidden_dim": 16, "num_groups": 4, "top_groups": 2,
+                            "latent_attention": LatentAttentionConfig(q_rank=16, kv_rank=24, rope_head_dim=4,
+                                                                      v_head_dim=8)}),
 }  # fmt: skip
 
 

@@ -17,10 +17,10 @@ from tests.planner.layouts.ranks import Ranks
 from tests.planner.layouts.small import SEQ_LEN, graph
 
 BATCH = 2
-FAMILIES = ("gqa", "mqa", "gpt", "thirds", "bert", "qwen", "mixtral", "resnet", "vit")
+FAMILIES = ("gqa", "mqa", "gpt", "thirds", "bert", "qwen", "mixtral", "mla", "resnet", "vit")
 BLOCKS = [
     (family, index)
-    for family, count in zip(FAMILIES, (3, 3, 3, 3, 3, 3, 3, 4, 3), strict=True)
+    for family, count in zip(FAMILIES, (3, 3, 3, 3, 3, 3, 3, 4, 4, 3), strict=True)
     for index in range(count)
 ]
 
@@ -124,6 +124,14 @@ def test_a_single_key_head_is_left_whole_and_its_gradient_reduced() -> None:
     layout = analyse(graph("mqa").blocks[1])
     assert "attention.wk.weight" not in layout.params
     assert layout.params["attention.wq.weight"] == ParamShard(dim=0, num_chunks=1)
+    assert len(layout.entries) == 4
+
+
+def test_a_rotated_key_that_all_heads_share_is_left_whole_and_its_gradient_reduced() -> None:
+    """Latent attention: entries are the two latents, the shared key and the network's input."""
+    layout = analyse(graph("mla").blocks[1])
+    assert (layout.params["attention.wq_b.weight"].dim, layout.params["attention.wkv_b.weight"].dim) == (0, 0)
+    assert not {"attention.wq_a.weight", "attention.wkv_a.weight"} & layout.params.keys()
     assert len(layout.entries) == 4
 
 
