@@ -1,7 +1,8 @@
 """CPU time and peak memory of whole planning commands, capture included: `python -m benchmarks.planning`.
 
 Each case is a fresh process (interpreter start and torch import included); the figures are the kernel's own account of
-that process. Prints a Markdown table with the limits that the project holds itself to, and exits with 1 when one is broken.
+that process. Prints a Markdown table with the limits that the project holds itself to, and exits with 1 when one is
+broken.
 """
 
 from __future__ import annotations

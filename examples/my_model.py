@@ -25,9 +25,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, dim = x.shape
         h = self.norm(x)
-        q, k, v = (
-            t.view(batch, length, self.num_heads, -1).transpose(1, 2) for t in self.qkv(h).split(dim, dim=-1)
-        )
+        q, k, v = (t.view(batch, length, self.num_heads, -1).transpose(1, 2) for t in self.qkv(h).split(dim, dim=-1))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
         return x + self.out(attended) + self.down(F.gelu(self.up(h)))
 

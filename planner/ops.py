@@ -105,6 +105,15 @@ def _grouped(a: Shape, b: Shape, out: Shape) -> Gemm:
     return Gemm(groups=a[0], m=a[-2], n=b[-1], k=a[-1])
 
 
+def is_depthwise(op: Op, products: Sequence[Gemm]) -> bool:
+    """Whether a call is a convolution channel by channel: too little arithmetic per byte for a matrix unit."""
+    return op.name in CONVOLUTION and products[0].groups > 1 and min(products[0].n, products[0].k) < MATRIX_UNIT
+
+
+MATRIX_UNIT = 8
+"""Shortest side that matrix units work on (the m16n8k8 instruction of CUDA's PTX ISA)."""
+
+
 def _convolution(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
     """Output positions x output channels x (input channels per group x kernel), per group; backward once per
     gradient. A transposed convolution is the same with input and output exchanged."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.graph import ModelGraph
+from planner.layouts.data_parallel import shard_dim
 from planner.layouts.tensor_parallel import ParamShard, TensorParallel, analyse
 from planner.plan import Candidate, ParamLayout
 
@@ -92,11 +93,13 @@ Layout = tuple[Mapping[str, str], int]
 
 
 def _placements(candidate: Candidate, shard: ParamShard | None, shape: tuple[int, ...]) -> Layout:
-    """``dp_shard`` shards dim 0, as ``fully_shard`` does; a tensor without dims stays whole."""
-    sharded = candidate.zero_stage > 0 and bool(shape)
-    tp = f"S({shard.dim})" if shard is not None and candidate.tp > 1 else "R"
-    chunks = shard.num_chunks if shard is not None and candidate.tp > 1 else 1
-    return {"dp_replicate": "R", "dp_shard": "S(0)" if sharded else "R", "tp": tp}, chunks
+    """Over ``dp_shard`` as `planner.layouts.data_parallel` says, after ``tp``; a tensor without dims stays whole."""
+    tp, chunks, local = "R", 1, shape
+    if shard is not None and candidate.tp > 1:
+        tp, chunks = f"S({shard.dim})", shard.num_chunks
+        local = (*shape[: shard.dim], shape[shard.dim] // candidate.tp, *shape[shard.dim + 1 :])
+    sharded = f"S({shard_dim(local, candidate.dp_shard)})" if candidate.zero_stage and shape else "R"
+    return {"dp_replicate": "R", "dp_shard": sharded, "tp": tp}, chunks
 
 
 def _fold(exact: Mapping[str, Layout]) -> dict[str, Layout]:

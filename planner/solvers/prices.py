@@ -3,8 +3,8 @@ microbatch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from costmodels import communication, compute
@@ -12,6 +12,7 @@ from hardware_profiles.cluster import Cluster, Device
 from hardware_profiles.topology import group
 from planner import ops
 from planner.graph import ITEM_BYTES, Block, Op
+from planner.layouts.data_parallel import padded_numel
 from planner.layouts.tensor_parallel import TensorParallel
 from planner.solvers.liveness import transient_peak_bytes
 
@@ -44,28 +45,31 @@ class BlockPrice:
     rematerialised_bytes: dict[str, int]
     """Per recompute policy: bytes that reappear while the block's backward runs."""
     transient_bytes: int
-    param_numel: Mapping[str, int]
-    """By relative FQN: elements on this device after tensor parallelism."""
-    trained_numel: int
-    """Of those, elements that receive gradients."""
-    reduced_numel: int
-    """Elements whose gradient this block completes: a tied parameter counts in one of its blocks only."""
+    param_shapes: Mapping[str, Shape]
+    """By relative FQN: shape on one device of ``tp``."""
+    trained: Collection[str]
+    """Parameters that receive gradients, here or (tied ones) in another block."""
+    reduced: Collection[str]
+    """Parameters whose gradient this block completes: a tied one counts in one of its blocks only."""
     replicated_numel: int
-    """Of those, elements whose gradient is a partial sum over ``tp``: whole parameters under sequence parallelism."""
-    recomputable: bool
+    """Of ``reduced``, elements whose gradient is a partial sum over ``tp``: whole ones under sequence parallelism."""
+    again: Mapping[str, PassSeconds]
+    """Per recompute policy: forward work that is done once more."""
 
-    @property
-    def numel(self) -> int:
-        """Parameters on this device after tensor parallelism."""
-        return sum(self.param_numel.values())
+    def numel(self, dp_shard: int = 1) -> int:
+        """Elements of all parameters after tensor parallelism, padded to be sharded over ``dp_shard``."""
+        return self._sum(self.param_shapes, dp_shard)
 
-    def recompute(self, policy: str) -> PassSeconds:
-        """Forward work done again: all of it (``full``), or all but GEMM and attention (``selective``)."""
-        if self.recomputable and policy == "full":
-            return self.forward
-        if self.recomputable and policy == "selective":
-            return PassSeconds(memory_bound=self.forward.memory_bound, collectives=self.forward.collectives)
-        return PassSeconds()
+    def trained_numel(self, dp_shard: int = 1) -> int:
+        """The same of ``trained``."""
+        return self._sum(self.trained, dp_shard)
+
+    def reduced_numel(self, dp_shard: int = 1) -> int:
+        """The same of ``reduced``."""
+        return self._sum(self.reduced, dp_shard)
+
+    def _sum(self, fqns: Iterable[str], dp_shard: int) -> int:
+        return sum(padded_numel(self.param_shapes[fqn], dp_shard) for fqn in fqns)
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,8 @@ def price_block(
         outputs = {block.values[v].storage: value_bytes[v] for op in heavy for v in op.outputs}
         saved["selective"] = min(kept, inputs + sum(outputs.values()))
         saved["full"] = inputs
-    numel = {fqn: prod(shapes.inside[v]) for fqn, v in block.params}
-    reduced = [fqn for fqn, _ in block.param_grads if fqn in numel]
+    param_shapes = {fqn: shapes.inside[v] for fqn, v in block.params}
+    reduced = [fqn for fqn, _ in block.param_grads if fqn in param_shapes]
     replicated = [fqn for fqn in reduced if sequence_parallel and fqn not in layout.params]
     return BlockPrice(
         forward=_pass(block, layout, cluster, shapes, "forward", tp, sequence_parallel),
@@ -143,12 +147,39 @@ def price_block(
         saved_bytes=saved,
         rematerialised_bytes={policy: kept - held for policy, held in saved.items()},
         transient_bytes=transient_peak_bytes(block, value_bytes),
-        param_numel=numel,
-        trained_numel=sum(numel[fqn] for fqn in numel if fqn in trained),
-        reduced_numel=sum(numel[fqn] for fqn in reduced),
-        replicated_numel=sum(numel[fqn] for fqn in replicated),
-        recomputable=recomputable,
+        param_shapes=param_shapes,
+        trained=[fqn for fqn in param_shapes if fqn in trained],
+        reduced=reduced,
+        replicated_numel=sum(prod(param_shapes[fqn]) for fqn in replicated),
+        again=_again(block, layout, cluster, shapes, tp, sequence_parallel) if recomputable else NOT_AGAIN,
     )
+
+
+NOT_AGAIN = dict.fromkeys(("none", "selective", "full"), PassSeconds())
+
+
+def _again(
+    block: Block, layout: TensorParallel, cluster: Cluster, shapes: LocalShapes, tp: int, sequence_parallel: bool
+) -> dict[str, PassSeconds]:
+    """Forward work done again per policy. ``full`` stops where the last saved tensor is rebuilt, as
+    ``torch.utils.checkpoint`` does; ``selective`` keeps the results of GEMM, attention and exits, so that only
+    pointwise work and gathers are left."""
+    saved = {block.values[v].storage for v in block.saved}
+    rebuilt = [
+        i
+        for i, op in enumerate(block.ops)
+        if op.phase == "forward" and any(block.values[v].storage in saved for v in op.outputs)
+    ]
+    needed = block.ops[: max(rebuilt, default=-1) + 1]
+    made = {v for op in needed for v in op.outputs}
+    full = replace(layout, exits=tuple(v for v in layout.exits if v in made), loss_rows=None)
+    work = _pass(replace(block, ops=needed), full, cluster, shapes, "forward", tp, sequence_parallel)
+    gathers = _collectives(block, replace(full, exits=()), cluster, shapes, "forward", tp, sequence_parallel)
+    return {
+        "none": PassSeconds(),
+        "selective": PassSeconds(memory_bound=work.memory_bound, collectives=gathers),
+        "full": work,
+    }
 
 
 def _pass(
@@ -191,9 +222,14 @@ def op_seconds(op: Op, block: Block, shapes: Sequence[Shape], device: Device) ->
         )  # fmt: skip
         return "attention", seconds
     products = ops.gemms(op, shapes)
-    if products:
-        return "gemm", sum(compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k) for g in products)
-    return "memory_bound", compute.memory_bound_s(device, ops.moved_bytes(op, block, shapes))
+    moved = ops.moved_bytes(op, block, shapes)
+    if not products or ops.is_depthwise(op, products):
+        return "memory_bound", compute.memory_bound_s(device, moved)
+    # A convolution reads its input once, not as the matrix of patches that it multiplies.
+    share = moved / len(products) if op.name in ops.CONVOLUTION else None
+    return "gemm", sum(
+        compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k, moved_bytes=share) for g in products
+    )
 
 
 def _collectives(

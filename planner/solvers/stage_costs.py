@@ -21,6 +21,7 @@ from hardware_profiles.cluster import Cluster
 from hardware_profiles.topology import boundary, group
 from planner.graph import ITEM_BYTES, ModelGraph, Value
 from planner.job import Job
+from planner.layouts.data_parallel import padded_numel
 from planner.plan import Candidate, StageMemory
 from planner.solvers.inter_op import Matrix
 from planner.solvers.prices import BlockPrice
@@ -100,36 +101,48 @@ class StageCosts:
         """Backward with recomputation: what gradient communication can hide behind."""
         policy = self.candidate.recompute
         seconds = [
-            p.backward.compute + p.backward.collectives + p.recompute(policy).compute + p.recompute(policy).collectives
+            p.backward.compute + p.backward.collectives + p.again[policy].compute + p.again[policy].collectives
             for p in self.prices
         ]
         return self._per_segment(seconds)
 
+    @property
+    def _shards(self) -> int:
+        return self.candidate.dp_shard if self.candidate.zero_stage else 1
+
+    @cached_property
+    def _block_numel(self) -> list[int]:
+        return [p.numel(self._shards) for p in self.prices]
+
+    @cached_property
+    def _block_reduced(self) -> list[int]:
+        return [p.reduced_numel(self._shards) for p in self.prices]
+
     @cached_property
     def numel(self) -> Array:
-        return self._per_segment([p.numel for p in self.prices])
+        return self._per_segment(self._block_numel)
 
     @cached_property
     def trained_numel(self) -> Array:
-        return self._per_segment([p.trained_numel for p in self.prices])
+        return self._per_segment([p.trained_numel(self._shards) for p in self.prices])
 
     @cached_property
     def reduced_numel(self) -> Array:
-        return self._per_segment([p.reduced_numel for p in self.prices])
+        return self._per_segment(self._block_reduced)
 
     @cached_property
     def _gather_s(self) -> Array:
         """All-gather of each block's parameters over ``dp_shard``."""
         ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
         size = self.setting.precision.gathered_bytes
-        return self._per_segment([communication.all_gather_s(ranks, size * p.numel) for p in self.prices])
+        return self._per_segment([communication.all_gather_s(ranks, size * n) for n in self._block_numel])
 
     @cached_property
     def _reduce_s(self) -> Array:
         """Reduce-scatter of each block's gradients over ``dp_shard``."""
         ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
         size = self.setting.precision.grad_bytes
-        return self._per_segment([communication.reduce_scatter_s(ranks, size * p.reduced_numel) for p in self.prices])
+        return self._per_segment([communication.reduce_scatter_s(ranks, size * n) for n in self._block_reduced])
 
     @cached_property
     def _replicate_s(self) -> Array:
@@ -137,7 +150,7 @@ class StageCosts:
         c = self.candidate
         ranks = group(self.setting.cluster, size=c.dp_replicate, stride=c.tp * c.dp_shard)
         size = self.setting.precision.grad_bytes / c.dp_shard
-        return self._per_segment([communication.all_reduce_s(ranks, size * p.reduced_numel) for p in self.prices])
+        return self._per_segment([communication.all_reduce_s(ranks, size * n) for n in self._block_reduced])
 
     @cached_property
     def data_parallel(self) -> tuple[dict[str, Exposed], dict[str, Exposed]]:
@@ -192,7 +205,7 @@ class StageCosts:
     @cached_property
     def optimizer_s(self) -> Array:
         """Optimizer step of each segment on one device."""
-        share = self.candidate.dp_shard if self.candidate.zero_stage else 1
+        share = self._shards
         moved = memory.optimizer_step_bytes(
             precision=self.setting.precision, num_states=self.setting.num_states, numel=1.0
         )
@@ -213,7 +226,8 @@ class StageCosts:
         for first, later, relative in self.setting.tied:
             block = self.setting.block_of[later]
             trained = relative in self.setting.trained[block]
-            yield first, later, self.prices[block].param_numel[relative], trained
+            shape = self.prices[block].param_shapes[relative]
+            yield first, later, padded_numel(shape, self._shards), trained
 
     @cached_property
     def tied_s(self) -> float:
@@ -270,7 +284,7 @@ class StageCosts:
             return Seconds(float(e.expected[a:b].sum() + e.first[a]), float(e.low[a:b].sum()), float(e.high[a:b].sum()))
 
         passes = [p.forward for p in inside] + [p.backward for p in inside]
-        again = [p.recompute(policy) for p in inside]
+        again = [p.again[policy] for p in inside]
         collectives = sum(p.collectives for p in (*passes, *again))
         send = float(self.send_s[a] + self.send_s[b])
         per_microbatch, per_step = self.data_parallel

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import isclose
+from math import isclose, prod
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_a_stage_is_the_direct_sum_over_its_segments() -> None:
             borders = (a > 0) + (b < len(prices))
             saved = sum(p.saved_bytes[c.recompute] for p in prices[a:b]) + (crossing if b < len(prices) else 0)
             assert found.activation_bytes[a, b] == pytest.approx(saved)
-            again = [p.recompute(c.recompute) for p in prices[a:b]]
+            again = [p.again[c.recompute] for p in prices[a:b]]
             compute = sum(p.forward.compute + p.backward.compute for p in prices[a:b]) + sum(p.compute for p in again)
             over_tp = sum(p.forward.collectives + p.backward.collectives for p in prices[a:b])
             over_tp += sum(p.collectives for p in again)
@@ -125,8 +125,8 @@ def held_parameters(found: StageCosts, a: int, b: int) -> float:
     graph = found.setting.graph
     names: dict[str, int] = {}
     for segment, block in zip(graph.segments[a:b], found.setting.block_of[a:b], strict=True):
-        for relative, numel in found.prices[block].param_numel.items():
-            names[graph.canonical(segment, relative)] = numel
+        for relative, shape in found.prices[block].param_shapes.items():
+            names[graph.canonical(segment, relative)] = prod(shape)
     return sum(names.values())
 
 
