@@ -15,20 +15,29 @@ class Exposed:
     """Exposed seconds of each of a run of blocks: expected, with perfect overlap, with none."""
 
     expected: Array
-    low: Array
     high: Array
     first: Array
     """Further expected seconds of the block that opens the run, whose transfer nothing precedes (or follows)."""
+    hidden: Array
+    """Computation that could hide the transfer of any block of the run, not only of its own."""
+
+    def low_s(self, a: int, b: int) -> float:
+        """Exposed seconds of blocks [a, b) if any of their computation could hide any of their transfers:
+        ``max(0, sum c - sum t)``."""
+        return max(0.0, float(self.high[a:b].sum() - self.hidden[a:b].sum()))
+
+    def share(self, part: Array) -> Exposed:
+        """The same for a part of every block's transfer, exposed in proportion."""
+        ratio = np.divide(part, self.high, out=np.zeros_like(part), where=self.high > 0)
+        return Exposed(self.expected * ratio, self.high * ratio, self.first * ratio, self.hidden * ratio)
 
 
 def exposed(communication_s: Array, compute_s: Array) -> Exposed:
     """Prefetching one block ahead hides a block's transfer behind one block of computation.
 
     Per block ``max(0, c - t)``; the first block's transfer has nothing before it, so ``min(c, t)`` of it is exposed
-    too (for a gradient reduction read: the last block, nothing after it). ``high`` is ``c``: no overlap. ``low`` is
-    the same ``max(0, c - t)`` without the first block's share. As ``fully_shard`` prefetches (one block) and DDP
-    reduces (buckets during backward).
+    too (for a gradient reduction read: the last block, nothing after it). ``high`` is ``c``: no overlap. As
+    ``fully_shard`` prefetches (one block) and DDP reduces (buckets during backward).
     """
-    hidden = np.minimum(communication_s, compute_s)
-    rest = communication_s - hidden
-    return Exposed(expected=rest, low=rest, high=communication_s, first=hidden)
+    behind = np.minimum(communication_s, compute_s)
+    return Exposed(expected=communication_s - behind, high=communication_s, first=behind, hidden=compute_s)

@@ -77,9 +77,13 @@ class Attention:
 
         Forward: q k^T and p v. Backward: the scores again, dp = do v^T, dv = p^T do, dq = ds k, dk = ds^T q.
         """
-        scores = self.batch * self.heads * self.q_len * self.kv_len
-        qk, pv = 2 * scores * self.head_dim, 2 * scores * self.value_dim
-        return 3 * qk + 2 * pv if self.backward else qk + pv
+        values = self.scores_flop // self.head_dim * self.value_dim
+        return 3 * self.scores_flop + 2 * values if self.backward else self.scores_flop + values
+
+    @property
+    def scores_flop(self) -> int:
+        """FLOP of one product q k^T."""
+        return 2 * self.batch * self.heads * self.q_len * self.kv_len * self.head_dim
 
 
 def gemms(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
@@ -149,10 +153,17 @@ def attention(op: Op, shapes: Shapes) -> Attention | None:
 def flop(op: Op, shapes: Shapes) -> int:
     """FLOP of matrix products, convolutions and attention; pointwise work is priced by bytes and counts as none.
 
-    The convention of ``torch.utils.flop_counter``.
+    The convention of ``torch.utils.flop_counter``: what kernels do, the scores that attention computes again included.
     """
     fused = attention(op, shapes)
     return fused.flop if fused else sum(gemm.flop for gemm in gemms(op, shapes))
+
+
+def model_flop(op: Op, shapes: Shapes) -> int:
+    """FLOP that the model asks for, by the convention of MFU: nothing that is computed again (Chowdhery et al. 2022,
+    PaLM, appendix B), so four products in attention's backward rather than five."""
+    fused = attention(op, shapes)
+    return flop(op, shapes) - (fused.scores_flop if fused and fused.backward else 0)
 
 
 def is_free(op: Op, block: Block) -> bool:

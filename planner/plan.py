@@ -80,8 +80,8 @@ class Prediction:
     tokens_per_s: float
     """Tokens (samples for models without a sequence) per second over the whole cluster."""
     mfu: float
-    """Model FLOP (forward + backward as traced, no recomputation; causal attention counted in full, as
-    ``torch.utils.flop_counter`` does) per second over the cluster's dense peak."""
+    """Model FLOP (forward and backward as traced, nothing computed again, causal attention counted in full) per second
+    over the cluster's dense peak."""
     memory: tuple[StageMemory, ...]
     assumptions: tuple[str, ...]
 

@@ -238,11 +238,11 @@ ASSUMPTIONS = (
 
 
 def model_flop(graph: ModelGraph, *, seq_len: int) -> int:
-    """FLOP of forward and backward of one sample, without recomputation, as ``torch.utils.flop_counter`` counts."""
+    """FLOP of forward and backward of one sample by the convention of MFU (`planner.ops.model_flop`)."""
     per_block = []
     for block in graph.blocks:
         shapes = [value.shape(1, seq_len) for value in block.values]
-        per_block.append(sum(ops.flop(op, shapes) for op in block.ops))
+        per_block.append(sum(ops.model_flop(op, shapes) for op in block.ops))
     return sum(per_block[segment.block] for segment in graph.segments)
 
 

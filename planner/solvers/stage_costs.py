@@ -177,9 +177,11 @@ class StageCosts:
                     **replica_reduce(reduce),
                 }
             case _:
+                both = exposed(gather + reduce, backward)
                 return {
                     "dp.parameter_gather": exposed(gather, forward),
-                    "dp.gradient_reduce": exposed(gather + reduce, backward),
+                    "dp.parameter_regather": both.share(gather),
+                    "dp.gradient_reduce": both.share(reduce),
                 }, replica_reduce(gather + reduce)
 
     @cached_property
@@ -281,7 +283,7 @@ class StageCosts:
             return Seconds(seconds, seconds, seconds)
 
         def of(e: Exposed) -> Seconds:
-            return Seconds(float(e.expected[a:b].sum() + e.first[a]), float(e.low[a:b].sum()), float(e.high[a:b].sum()))
+            return Seconds(float(e.expected[a:b].sum() + e.first[a]), e.low_s(a, b), float(e.high[a:b].sum()))
 
         passes = [p.forward for p in inside] + [p.backward for p in inside]
         again = [p.again[policy] for p in inside]

@@ -25,7 +25,7 @@ def test_hidden_and_exposed_add_up_and_the_range_holds_for_every_run(blocks: lis
     assert (found.first <= compute).all()
     for start in range(len(blocks)):
         expected = found.expected[start:].sum() + found.first[start]
-        assert found.low[start:].sum() <= expected * (1 + 1e-12)
+        assert found.low_s(start, len(blocks)) <= expected * (1 + 1e-12)
         assert expected <= found.high[start:].sum() * (1 + 1e-12)
 
 
@@ -45,3 +45,20 @@ def test_no_computation_hides_nothing_and_no_communication_costs_nothing() -> No
     assert bare.expected.tolist() == bare.high.tolist() == [1.0, 1.0, 1.0]
     free = exposed(zeros, ones)
     assert free.high.tolist() == free.first.tolist() == [0.0, 0.0, 0.0]
+
+
+@given(BLOCKS)
+def test_shares_of_a_transfer_add_up_to_it(blocks: list[tuple[float, float]]) -> None:
+    communication, compute = np.array(blocks).T
+    whole = exposed(communication, compute)
+    parts = [whole.share(communication * ratio) for ratio in (0.25, 0.75)]
+    for field in ("expected", "high", "first"):
+        assert sum(getattr(part, field) for part in parts) == pytest.approx(getattr(whole, field), abs=1e-9)
+    n = len(blocks)
+    assert sum(part.low_s(0, n) for part in parts) == pytest.approx(whole.low_s(0, n), abs=1e-9)
+
+
+def test_with_every_overlap_any_computation_hides_any_transfer() -> None:
+    found = exposed(np.array([3.0, 1.0]), np.array([1.0, 2.0]))
+    assert found.expected.sum() == 2.0
+    assert found.low_s(0, 2) == 1.0
