@@ -169,6 +169,8 @@ class ModelGraph:
     crossings: tuple[tuple[Value, ...], ...]
     """Per segment but the last: the activations that cross to the next segment and carry gradients (skip connections
     over several segments are listed at each boundary they cross)."""
+    resident_bytes: tuple[int, ...]
+    """Per segment: bytes of its buffers, and of parameters that no operation reads (as float32)."""
     fixed_seq_len: int | None
     """The only sequence length the graph holds for, when its operations change with the length; else ``None``."""
     has_sequence: bool

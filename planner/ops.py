@@ -166,6 +166,15 @@ def model_flop(op: Op, shapes: Shapes) -> int:
     return flop(op, shapes) - (fused.scores_flop if fused and fused.backward else 0)
 
 
+def is_unpriced(op: Op) -> bool:
+    """Whether a call may do arithmetic that `flop` knows nothing of: recurrent and Fourier kernels, linear algebra, and
+    operators from outside of ATen."""
+    return op.target.count(".") > 1 or op.name.startswith(UNPRICED)
+
+
+UNPRICED = ("mkldnn_rnn", "_cudnn_rnn", "_thnn_fused", "lstm", "gru", "rnn_", "_fft", "linalg_", "_linalg", "_cdist")
+
+
 def is_free(op: Op, block: Block) -> bool:
     """Whether a call launches no kernel: views and bare allocations."""
     if op.name in ALLOCATION:

@@ -212,3 +212,11 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not yet filled
         return None
+
+
+def uses_foreign_modules(block: nn.Module) -> bool:
+    """Whether a block holds, in a plain attribute, a module that is not registered inside of it."""
+    own = {id(module) for module in block.modules()}
+    plain = [v for m in block.modules() for name, v in m.__dict__.items() if name not in MODULE_STATE]
+    found = [leaf for value in plain for leaf in pytree.tree_leaves(value) if isinstance(leaf, nn.Module)]
+    return any(id(module) not in own for module in found)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from planner.capture.blocks import call_key, hides_tensors
+from planner.capture.blocks import call_key, hides_tensors, uses_foreign_modules
 from planner.capture.unchanged import replaced_forwards
 
 
@@ -78,13 +78,13 @@ class Observed:
     loss: TensorLike
 
 
-class HiddenTensorsError(Exception):
-    """A block takes or returns tensors inside of an object that pytree does not open; it can be no opaque call."""
+class NotOpaqueError(Exception):
+    """A block does more than its inputs, outputs and own parameters tell; it can be no opaque call."""
 
-    def __init__(self, fqn: str, holder: str) -> None:
-        super().__init__(fqn, holder)
+    def __init__(self, fqn: str, reason: str) -> None:
+        super().__init__(fqn, reason)
         self.fqn = fqn
-        self.holder = holder
+        self.reason = reason
 
 
 def unique(tree: Any, kind: type) -> list[Any]:
@@ -115,7 +115,7 @@ def observe(
     """Run the model once; see the module docstring. ``run`` returns the loss of one microbatch on fake tensors.
 
     Raises:
-        HiddenTensorsError: a block cannot be answered for.
+        NotOpaqueError: a block cannot be answered for.
     """
     calls: list[BlockCall] = []
     keys: dict[Hashable, int] = {}
@@ -123,18 +123,31 @@ def observe(
     def check(fqn: str, tree: Any) -> None:
         for leaf in pytree.tree_leaves(tree):
             if hides_tensors(leaf):
-                raise HiddenTensorsError(fqn, type(leaf).__name__)
+                kind = type(leaf).__name__
+                raise NotOpaqueError(
+                    fqn,
+                    f"passes tensors inside of a {kind}; pass a tuple or dict, or register {kind} with "
+                    "torch.utils._pytree.register_dataclass",
+                )
 
     def make(fqn: str, block: nn.Module) -> Any:
         original = block.forward
+        if block._forward_hooks or block._forward_pre_hooks:
+            raise NotOpaqueError(fqn, "has forward hooks")
+        if uses_foreign_modules(block):
+            raise NotOpaqueError(fqn, "holds a module that is not registered as its own")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             key = (structure[fqn], call_key(args, kwargs))
             if key not in keys:
                 check(fqn, (args, kwargs))
                 likes = _as_likes((args, kwargs))
+                given = unique((args, kwargs), torch.Tensor)
+                versions = [tensor._version for tensor in given]
                 output = original(*args, **kwargs)
                 check(fqn, output)
+                if versions != [tensor._version for tensor in given]:
+                    raise NotOpaqueError(fqn, "changes an input in place")
                 keys[key] = len(calls)
                 autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
                 calls.append(BlockCall(block, likes, _as_likes(output), torch.is_grad_enabled(), autocast))

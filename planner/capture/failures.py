@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.capture.calls import HiddenTensorsError
+from planner.capture.calls import NotOpaqueError
 from planner.errors import MeshwrightError, TraceError
 
 ADVICE = {
@@ -42,7 +42,7 @@ class Located:
         pass
 
     def __exit__(self, _kind: Any, cause: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(cause, Exception) or isinstance(cause, MeshwrightError | HiddenTensorsError):
+        if not isinstance(cause, Exception) or isinstance(cause, MeshwrightError | NotOpaqueError):
             return
         frames = [frame for frame, _ in traceback.walk_tb(trace)]
         running = [self.names[id(f.f_locals["self"])] for f in frames if id(f.f_locals.get("self")) in self.names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from planner.capture.blocks import find_blocks, position_attributes, structure_keys, watched
-from planner.capture.calls import HiddenTensorsError, Observed, observe
+from planner.capture.calls import NotOpaqueError, Observed, observe
 from planner.capture.failures import Located
 from planner.capture.fused import FusedKernels
 from planner.capture.joint import trace_block, trace_outer
@@ -19,7 +20,8 @@ from planner.capture.segments import RawModel, cut, lower_block
 from planner.capture.shapes import Point, ShapeMismatchError, fit
 from planner.capture.unchanged import unchanged
 from planner.errors import MeshwrightError, TraceError
-from planner.graph import ModelGraph, Parameter
+from planner.graph import ModelGraph, Parameter, Segment
+from planner.ops import is_unpriced
 
 Inputs: TypeAlias = Callable[[int, int], Any]
 """``inputs(batch, seq_len)`` -> tuple of positional or dict of keyword example inputs; only shapes and dtypes count."""
@@ -41,14 +43,21 @@ def trace(
 
     Args:
         model: returns its own scalar loss (alone, as ``loss`` of an object or dict, or as the only scalar of a tuple),
-            or tensors for ``loss_fn``. inputs: see
-        `Inputs`; batch is the number of samples of the microbatch. seq_len: the length of interest; shapes are found
-        from it, a half and a quarter of it (see `planner.capture.shapes`). loss_fn: ``loss_fn(output, target)``; the
-        last positional input is then the target and not given to the model.
+            or tensors for ``loss_fn``.
+        inputs: see `Inputs`; batch is the number of samples of the microbatch.
+        seq_len: the length of interest; shapes are found from it, a half and a quarter of it (see
+            `planner.capture.shapes`).
+        loss_fn: ``loss_fn(output, target)``; the last positional input is then the target and not given to the model.
             Without it a model that returns no loss is differentiated through the sum of its outputs, with a warning.
     Raises:
-        TraceError: the model fails on fake tensors, or its operations change with the batch.
+        TraceError: the model fails on fake tensors, is compiled, or its operations change with the batch.
     """
+    compiled = [fqn for fqn, m in model.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
+    if compiled:
+        raise TraceError(
+            f"cannot trace {type(model).__name__}: {compiled[0] or 'the model'} went through torch.compile, which fake "
+            "tensors cannot enter. What to do: plan the plain module and compile what runs."
+        )
     with unchanged(model):
         model.train()  # dropout and batch norm do in training what they do not in evaluation
         tracer = _Tracer(model, inputs, dtype, loss_fn)
@@ -60,18 +69,59 @@ def trace(
     aliases = {
         fqn: canonical[id(p)] for fqn, p in model.named_parameters(remove_duplicate=False) if canonical[id(p)] != fqn
     }
+    read = {
+        aliases.get(fqn := segment.absolute(relative), fqn)
+        for segment in raw.segments
+        for relative, _ in raw.blocks[segment.block].params
+    }
+    unread = {p.fqn: p.numel * FLOAT32_BYTES for p in params if p.fqn not in read}
+    buffers = {fqn: b.numel() * b.element_size() for fqn, b in model.named_buffers()}
+    segments, resident_bytes = _resident(raw.segments, buffers, unread)
+    if unread:
+        tracer.warnings[f"no operation reads {', '.join(unread)}: held in memory, never trained"] = None
+    for segment in raw.segments:
+        for op in raw.blocks[segment.block].ops:
+            if is_unpriced(op):
+                where = segment.absolute(op.fqn) or name
+                tracer.warnings[
+                    f"{op.target} at {where} is priced by the bytes that it moves: its FLOP are not known"
+                ] = None
     dims = [dim for block in raw.blocks for value in block.values for dim in value.dims]
     return ModelGraph(
         name=name,
         blocks=raw.blocks,
-        segments=raw.segments,
+        segments=segments,
         params=params,
         aliases=aliases,
         crossings=raw.crossings,
+        resident_bytes=resident_bytes,
         fixed_seq_len=fixed_seq_len,
         has_sequence=fixed_seq_len is not None or any(dim.slope for dim in dims),
         warnings=tuple(tracer.warnings),
     )
+
+
+FLOAT32_BYTES = 4
+
+
+def _resident(
+    segments: tuple[Segment, ...], buffers: Mapping[str, int], unread: Mapping[str, int]
+) -> tuple[tuple[Segment, ...], tuple[int, ...]]:
+    """Give what no operation accounts for to the segment of its module, or to the first; unread modules join it."""
+
+    def home(fqn: str) -> int:
+        owners = ((i, name) for i, segment in enumerate(segments) for name in segment.modules)
+        return next((i for i, name in owners if f"{fqn}.".startswith(f"{name}.")), 0)
+
+    sizes = [0] * len(segments)
+    for fqn, size in (*buffers.items(), *unread.items()):
+        sizes[home(fqn)] += size
+    named = {name for segment in segments for name in segment.modules}
+    orphans = [
+        fqn.rpartition(".")[0] or fqn for fqn in unread if not any(f"{fqn}.".startswith(f"{name}.") for name in named)
+    ]
+    first = replace(segments[0], modules=tuple(dict.fromkeys((*segments[0].modules, *orphans))))
+    return (first, *segments[1:]), tuple(sizes)
 
 
 class _Tracer:
@@ -152,13 +202,11 @@ class _Tracer:
             try:
                 with watched(self.blocks, self.positions) as read:
                     observed = observe(self.model, run, self.blocks, self.structure)
-            except HiddenTensorsError as found:
+            except NotOpaqueError as found:
                 kind = type(self.blocks[found.fqn])
                 self.blocks = {fqn: block for fqn, block in self.blocks.items() if type(block) is not kind}
                 self.warnings[
-                    f"every {kind.__name__} is traced anew, and no plan cuts between them: {found.fqn} passes tensors "
-                    f"inside of a {found.holder}; pass a tuple or dict, or register {found.holder} with "
-                    "torch.utils._pytree.register_dataclass"
+                    f"every {kind.__name__} is traced anew, and no plan cuts between them: {found.fqn} {found.reason}"
                 ] = None
             else:
                 if not read:

@@ -338,6 +338,7 @@ class StageCosts:
             "compute_copy": state.compute_copy,
             "gradients": state.gradients,
             "optimizer": state.optimizer,
+            "buffers": np.triu(_range_sums(np.asarray(self.setting.graph.resident_bytes, dtype=np.float64)), 1),
             "transient": _range_maxima(self._per_segment(transient)),
             "communication_buffers": per_block * _range_maxima(self.trained_numel)
             + crossing[:-1, None] + crossing[None, :],

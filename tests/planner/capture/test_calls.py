@@ -104,3 +104,65 @@ def test_a_model_that_runs_differently_each_time_is_refused() -> None:
 
     with pytest.raises(TraceError, match=r"Moody calls layers\.0 with other shapes or arguments each time it runs"):
         captured(Moody([Layer(), Layer()]))
+
+
+class Doubled(Layer):
+    """Writes into its input and returns nothing."""
+
+    def forward(self, x: Tensor, *_: Any) -> None:  # type: ignore[override]
+        x += self.a(x.clone()).tanh()
+
+
+class DoubledStack(Stack):
+    def body(self, x: Tensor) -> Tensor:
+        x = x * 1
+        for layer in self.layers:
+            layer(x)
+        return x
+
+
+class Borrowing(Layer):
+    """Runs a module that it holds in a list, unregistered."""
+
+    def __init__(self, other: torch.nn.Module) -> None:
+        super().__init__()
+        self.others = [other]
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return super().forward(x) + self.others[0](x)
+
+
+def hooked() -> Layer:
+    layer = Layer()
+    layer.register_forward_hook(lambda module, args, out: out * 2)
+    return layer
+
+
+def borrowing() -> Stack:
+    model = Stack()
+    model.common = torch.nn.Linear(small.DIM, small.DIM)
+    model.layers.extend([Borrowing(model.common), Borrowing(model.common)])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (DoubledStack([Doubled(), Doubled()]), "layers.0 changes an input in place"),
+        (Stack([hooked(), hooked()]), "layers.0 has forward hooks"),
+        (borrowing(), "layers.0 holds a module that is not registered as its own"),
+    ],
+)
+def test_layers_with_side_effects_are_traced_as_part_of_the_model(model: Stack, reason: str) -> None:
+    graph = captured(model)
+    expected = reference.plain_ops(model, small.tokens, BATCH, SEQ_LEN, torch.bfloat16)
+    assert reference.count_ops(graph, BATCH, SEQ_LEN) == expected
+    assert any(warning.endswith(reason) for warning in graph.warnings)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_refused() -> None:
+    model = Stack([Layer(), Layer()])
+    model.layers[1].compile()
+    with pytest.raises(TraceError, match=r"layers\.1 went through torch\.compile.*plan the plain module"):
+        captured(model)

@@ -117,7 +117,7 @@ MODELS: dict[str, tuple[nn.Module, int]] = {  # with the number of distinct bloc
     "alternating window": (Stack([Windowed(w) for w in (4, None, 4, None)]), 2),
     "index read in forward": (Stack([ByIndex(i) for i in range(4)]), 2),
     "keywords, None, tuples": (NamedStack([Named() for _ in range(3)]), 2),
-    "in place": (Stack([InPlace(), InPlace()]), 1),
+    "in place": (Stack([InPlace(), InPlace()]), 0),
     "fresh objects": (FreshObjects([Cropping() for _ in range(4)]), 2),
     "pairs": (small.Pairs(2), 1),
     "dict": (Stack(nn.ModuleDict({"x": Layer(), "y": Layer()}).values()), 1),
