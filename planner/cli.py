@@ -33,11 +33,13 @@ _JOB = "Job"
 _PINS = "Limits and pins of the search"
 _OUTPUT = "Output"
 _DEFAULT_HARDWARE, _DEFAULT_SHAPE = "h100-sxm", "8x8"
+_LARGEST = 2**31 - 1
+"""Of any count: what the command line takes for a slip of the finger beyond."""
 
 
 def _size(panel: str, meaning: str) -> Any:
     """An option that takes a count of at least one; left out, the planner chooses."""
-    return typer.Option(min=1, help=meaning, rich_help_panel=panel)
+    return typer.Option(min=1, max=_LARGEST, help=meaning, rich_help_panel=panel)
 
 
 @app.command()
@@ -54,8 +56,8 @@ def plan(
         ),
     ] = None,
     devices: Annotated[int | None, _size(_JOB, "Number of devices, where the hardware names no shape.")] = None,
-    global_batch: Annotated[int | None, _size(_JOB, "Samples per optimizer step.")] = None,
-    seq_len: Annotated[int | None, _size(_JOB, "Tokens per sample.")] = None,
+    global_batch: Annotated[int | None, _size(_JOB, "Samples per optimizer step; default 8 per device.")] = None,
+    seq_len: Annotated[int | None, _size(_JOB, "Tokens per sample; default the model's.")] = None,
     precision: Annotated[str, typer.Option(help="Precision recipe.", rich_help_panel=_JOB)] = "bf16",
     optimizer: Annotated[str, typer.Option(help="Optimizer.", rich_help_panel=_JOB)] = "adamw",
     max_tp: Annotated[int | None, _size(_PINS, "Most devices that share a layer's tensors.")] = None,
@@ -69,7 +71,9 @@ def plan(
         Literal["none", "selective", "full"] | None,
         typer.Option(help="What is computed again in the backward pass.", rich_help_panel=_PINS),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of plans to show.", rich_help_panel=_OUTPUT)] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of plans to show, each with another mesh.", rich_help_panel=_OUTPUT)
+    ] = 5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the plan in this file.", rich_help_panel=_OUTPUT)
     ] = None,
@@ -96,10 +100,11 @@ def plan(
         microbatch_size=microbatch_size,
         recompute=recompute,
     )
+    default = f"{_DEFAULT_HARDWARE}:{_DEFAULT_SHAPE}" if devices is None else _DEFAULT_HARDWARE
     with _progress() as progress:
         result = make_plan(
             model,
-            hardware=hardware or (f"{_DEFAULT_HARDWARE}:{_DEFAULT_SHAPE}" if devices is None else _DEFAULT_HARDWARE),
+            hardware=default if hardware is None else hardware,
             devices=devices,
             global_batch=global_batch,
             seq_len=seq_len,

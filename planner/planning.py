@@ -52,11 +52,16 @@ def make_plan(
 
     Args:
         model: built-in name, ``path/to/file.py:factory``, ``hf:path/to/config.json``, or a module with
-        ``example_inputs``. hardware: ``h100-sxm:8x8`` (8 nodes of 8), a profile name with ``devices``, or a profile
-        file. global_batch: samples per optimizer step; default 8 per device. seq_len: tokens per sample; default the
-        model's. precision, optimizer: keys of ``costmodels.memory.PRECISIONS`` and ``OPTIMIZERS``. example_inputs,
-        loss_fn: see `planner.capture.trace.trace`; only with a module. top: plans to return, the recommended one
-        included, each with another mesh. progress: told what is under way.
+            ``example_inputs``.
+        hardware: ``h100-sxm:8x8`` (8 nodes of 8), a profile name with ``devices``, or a profile file.
+        global_batch: samples per optimizer step; default 8 per device.
+        seq_len: tokens per sample; default the model's.
+        precision: a key of ``costmodels.memory.PRECISIONS``.
+        optimizer: a key of ``costmodels.memory.OPTIMIZERS``.
+        example_inputs: see `planner.capture.sources.load_model`; only with a module.
+        loss_fn: see `planner.capture.trace.trace`.
+        top: plans to return, the recommended one included, each with another mesh.
+        progress: told what is under way.
     Raises:
         UsageError: settings that no mesh obeys, with the rule and its numbers.
         NoPlanError: nothing fits into memory, with changes that do.

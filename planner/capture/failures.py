@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,8 @@ from torch import nn
 
 from planner.capture.calls import NotOpaqueError
 from planner.errors import MeshwrightError, TraceError
+
+FAKE_TENSOR_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 ADVICE = {
     "DataDependentOutputException": "a tensor's value is read (`.item()`, `if tensor:`, `int(tensor)`), which tracing "
@@ -39,9 +42,12 @@ class Located:
         self.where = f"batch {batch}, seq_len {seq_len}"
 
     def __enter__(self) -> None:
-        pass
+        # torch logs what fake tensors refuse; the error below says it once, with its place.
+        self.level = FAKE_TENSOR_LOG.level
+        FAKE_TENSOR_LOG.setLevel(logging.CRITICAL)
 
     def __exit__(self, _kind: Any, cause: BaseException | None, trace: TracebackType | None) -> None:
+        FAKE_TENSOR_LOG.setLevel(self.level)
         if not isinstance(cause, Exception) or isinstance(cause, MeshwrightError | NotOpaqueError):
             return
         frames = [frame for frame, _ in traceback.walk_tb(trace)]

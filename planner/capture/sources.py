@@ -63,7 +63,8 @@ def capture_model(
     seq_len = source.seq_len if seq_len is None else seq_len
     if seq_len is None:
         raise UsageError(
-            f"give the sequence length: {source.name} takes inputs of any (seq_len; 1 if it has no sequence)."
+            "give the sequence length (--seq-len, or seq_len in Python; 1 if it has none): the inputs of "
+            f"{source.name} are a function of it."
         )
     graph = trace(source.module, source.inputs, name=source.name, seq_len=seq_len, dtype=dtype, loss_fn=loss_fn)
     return graph, seq_len if graph.has_sequence else 1, torch.__version__.partition("+")[0]

@@ -130,6 +130,7 @@ def test_parameters_are_counted_once_and_known_by_their_first_name() -> None:
         params=(Parameter("embedding.weight", (5, 4), True), Parameter("scale", (), False)),
         aliases={"output.weight": "embedding.weight"},
         crossings=(),
+        resident_bytes=(),
         fixed_seq_len=None,
         has_sequence=True,
         warnings=(),
