@@ -156,7 +156,7 @@ def test_the_length_of_examples_can_be_overruled_and_a_functions_must_be_given()
     graph, seq_len, _ = capture_model(model, seq_len=16, example_inputs=small.tokens(2, 8), **options)
     assert (seq_len, graph.fixed_seq_len) == (16, None)
     assert capture_model(model, seq_len=4, example_inputs=small.tokens, **options)[1] == 4
-    with pytest.raises(UsageError, match="give the sequence length .--seq-len.*inputs of Stack"):
+    with pytest.raises(UsageError, match=r"give the sequence length .--seq-len.*inputs of Stack"):
         capture_model(model, seq_len=None, example_inputs=small.tokens, **options)
 
 
