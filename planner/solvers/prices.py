@@ -141,9 +141,10 @@ def price_block(
     param_shapes = {fqn: shapes.inside[v] for fqn, v in block.params}
     reduced = [fqn for fqn, _ in block.param_grads if fqn in param_shapes]
     replicated = [fqn for fqn in reduced if sequence_parallel and fqn not in layout.params]
+    local = _OnDevice(block, layout, cluster, shapes, tp, sequence_parallel)
     return BlockPrice(
-        forward=_pass(block, layout, cluster, shapes, "forward", tp, sequence_parallel),
-        backward=_pass(block, layout, cluster, shapes, "backward", tp, sequence_parallel),
+        forward=local.seconds("forward"),
+        backward=local.seconds("backward"),
         saved_bytes=saved,
         rematerialised_bytes={policy: kept - held for policy, held in saved.items()},
         transient_bytes=transient_peak_bytes(block, value_bytes),
@@ -151,64 +152,73 @@ def price_block(
         trained=[fqn for fqn in param_shapes if fqn in trained],
         reduced=reduced,
         replicated_numel=sum(prod(param_shapes[fqn]) for fqn in replicated),
-        again=_again(block, layout, cluster, shapes, tp, sequence_parallel) if recomputable else NOT_AGAIN,
+        again=local.again() if recomputable else NOT_AGAIN,
     )
 
 
 NOT_AGAIN = dict.fromkeys(("none", "selective", "full"), PassSeconds())
 
 
-def _again(
-    block: Block, layout: TensorParallel, cluster: Cluster, shapes: LocalShapes, tp: int, sequence_parallel: bool
-) -> dict[str, PassSeconds]:
-    """Forward work done again per policy. ``full`` stops where the last saved tensor is rebuilt, as
-    ``torch.utils.checkpoint`` does; ``selective`` keeps the results of GEMM, attention and exits, so that only
-    pointwise work and gathers are left."""
-    saved = {block.values[v].storage for v in block.saved}
-    rebuilt = [
-        i
-        for i, op in enumerate(block.ops)
-        if op.phase == "forward" and any(block.values[v].storage in saved for v in op.outputs)
-    ]
-    needed = block.ops[: max(rebuilt, default=-1) + 1]
-    made = {v for op in needed for v in op.outputs}
-    full = replace(layout, exits=tuple(v for v in layout.exits if v in made), loss_rows=None)
-    work = _pass(replace(block, ops=needed), full, cluster, shapes, "forward", tp, sequence_parallel)
-    gathers = _collectives(block, replace(full, exits=()), cluster, shapes, "forward", tp, sequence_parallel)
-    return {
-        "none": PassSeconds(),
-        "selective": PassSeconds(memory_bound=work.memory_bound, collectives=gathers),
-        "full": work,
-    }
+@dataclass(frozen=True)
+class _OnDevice:
+    """A block on one device of ``tp``."""
 
+    block: Block
+    layout: TensorParallel
+    cluster: Cluster
+    shapes: LocalShapes
+    tp: int
+    sequence_parallel: bool
 
-def _pass(
-    block: Block,
-    layout: TensorParallel,
-    cluster: Cluster,
-    shapes: LocalShapes,
-    phase: str,
-    tp: int,
-    sequence_parallel: bool,
-) -> PassSeconds:
-    gemm = attention = memory_bound = 0.0
-    for i, op in enumerate(block.ops):
-        if op.phase != phase or ops.is_free(op, block):
-            continue
-        local = shapes.inside if i in layout.sharded_ops else shapes.outside
-        kind, seconds = op_seconds(op, block, local, cluster.device)
-        if kind == "gemm":
-            gemm += seconds
-        elif kind == "attention":
-            attention += seconds
+    def seconds(self, phase: str) -> PassSeconds:
+        """All operations of a pass, and its collectives."""
+        kinds = {"gemm": 0.0, "attention": 0.0, "memory_bound": 0.0}
+        for i, op in enumerate(self.block.ops):
+            if op.phase == phase and not ops.is_free(op, self.block):
+                local = self.shapes.inside if i in self.layout.sharded_ops else self.shapes.outside
+                kind, seconds = op_seconds(op, self.block, local, self.cluster.device)
+                kinds[kind] += seconds
+        return PassSeconds(**kinds, collectives=self.collectives(phase))
+
+    def collectives(self, phase: str) -> float:
+        """Entries and exits over ``tp`` (see `planner.layouts.tensor_parallel`), and the three row-wide reductions
+        (maximum, sum of exponentials, label's logit) of a loss over sharded classes."""
+        if self.tp == 1:
+            return 0.0
+        ranks, layout, forward = group(self.cluster, size=self.tp, stride=1), self.layout, phase == "forward"
+        gathered, reduced = (layout.entries, layout.exits) if forward else (layout.exits, layout.entries)
+        if self.sequence_parallel:
+            seconds = sum(communication.all_gather_s(ranks, self._whole_bytes(v)) for v in gathered)
+            seconds += sum(communication.reduce_scatter_s(ranks, self._whole_bytes(v)) for v in reduced)
         else:
-            memory_bound += seconds
-    return PassSeconds(
-        gemm=gemm,
-        attention=attention,
-        memory_bound=memory_bound,
-        collectives=_collectives(block, layout, cluster, shapes, phase, tp, sequence_parallel),
-    )
+            seconds = sum(communication.all_reduce_s(ranks, self._whole_bytes(v)) for v in reduced)
+        if layout.loss_rows is not None and forward:
+            rows = prod(self.shapes.inside[layout.loss_rows])
+            seconds += 3 * communication.all_reduce_s(ranks, rows * ITEM_BYTES["float32"])
+        return seconds
+
+    def _whole_bytes(self, v: int) -> int:
+        return prod(self.shapes.inside[v]) * ITEM_BYTES[self.block.values[v].dtype]
+
+    def again(self) -> dict[str, PassSeconds]:
+        """Forward work done again per policy. ``full`` stops where the last saved tensor is rebuilt, as
+        ``torch.utils.checkpoint`` does; ``selective`` keeps the results of GEMM, attention and exits, so that only
+        pointwise work and gathers are left."""
+        block, layout = self.block, self.layout
+        saved = {block.values[v].storage for v in block.saved}
+        rebuilt = [
+            i
+            for i, op in enumerate(block.ops)
+            if op.phase == "forward" and any(block.values[v].storage in saved for v in op.outputs)
+        ]
+        needed = block.ops[: max(rebuilt, default=-1) + 1]
+        made = {v for op in needed for v in op.outputs}
+        exits = tuple(v for v in layout.exits if v in made)
+        rebuild = replace(self, block=replace(block, ops=needed), layout=replace(layout, exits=exits, loss_rows=None))
+        gather = replace(rebuild, layout=replace(rebuild.layout, exits=()))
+        full = rebuild.seconds("forward")
+        selective = PassSeconds(memory_bound=full.memory_bound, collectives=gather.collectives("forward"))
+        return {"none": PassSeconds(), "selective": selective, "full": full}
 
 
 def op_seconds(op: Op, block: Block, shapes: Sequence[Shape], device: Device) -> tuple[str, float]:
@@ -230,35 +240,3 @@ def op_seconds(op: Op, block: Block, shapes: Sequence[Shape], device: Device) ->
     return "gemm", sum(
         compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k, moved_bytes=share) for g in products
     )
-
-
-def _collectives(
-    block: Block,
-    layout: TensorParallel,
-    cluster: Cluster,
-    shapes: LocalShapes,
-    phase: str,
-    tp: int,
-    sequence_parallel: bool,
-) -> float:
-    """Entries and exits over ``tp`` (see `planner.layouts.tensor_parallel`), and the three row-wide reductions
-    (maximum, sum of exponentials, label's logit) of a loss over sharded classes."""
-    if tp == 1:
-        return 0.0
-    ranks = group(cluster, size=tp, stride=1)
-
-    def whole(v: int) -> int:
-        return prod(shapes.inside[v]) * ITEM_BYTES[block.values[v].dtype]
-
-    forward = phase == "forward"
-    gathered, reduced = (layout.entries, layout.exits) if forward else (layout.exits, layout.entries)
-    seconds = 0.0
-    if sequence_parallel:
-        seconds += sum(communication.all_gather_s(ranks, whole(v)) for v in gathered)
-        seconds += sum(communication.reduce_scatter_s(ranks, whole(v)) for v in reduced)
-    else:
-        seconds += sum(communication.all_reduce_s(ranks, whole(v)) for v in reduced)
-    if layout.loss_rows is not None and forward:
-        rows = prod(shapes.inside[layout.loss_rows])
-        seconds += 3 * communication.all_reduce_s(ranks, rows * ITEM_BYTES["float32"])
-    return seconds
