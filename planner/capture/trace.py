@@ -167,7 +167,7 @@ class _Tracer:
             ) from failure
 
     def _inputs_depend_on(self, seq_len: int) -> bool:
-        if seq_len < 4:
+        if seq_len < 2:
             return False
         with FakeTensorMode(allow_non_fake_inputs=True):
             whole, half = (pytree.tree_leaves(self._example(2, length)) for length in (seq_len, seq_len // 2))
