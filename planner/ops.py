@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planner.graph import ITEM_BYTES, Block, Op, Ref
+from costmodels.compute import DTYPE_BYTES
+from planner.graph import Block, Op, Ref
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
@@ -187,7 +188,7 @@ def is_free(op: Op, block: Block) -> bool:
 
 def moved_bytes(op: Op, block: Block, shapes: Shapes) -> int:
     """Bytes that a call reads and writes: each argument and result once, lookups only what they return."""
-    written = sum(prod(shapes[v]) * ITEM_BYTES[block.values[v].dtype] for v in op.outputs)
+    written = sum(prod(shapes[v]) * DTYPE_BYTES[block.values[v].dtype] for v in op.outputs)
     read = op.inputs
     if op.name in LOOKUP:
         written *= 2
@@ -195,4 +196,4 @@ def moved_bytes(op: Op, block: Block, shapes: Shapes) -> int:
     elif op.name in UNREAD:
         place = UNREAD[op.name]
         read = (*read[:place], *read[place + 1 :])
-    return written + sum(prod(shapes[v]) * ITEM_BYTES[block.values[v].dtype] for v in read)
+    return written + sum(prod(shapes[v]) * DTYPE_BYTES[block.values[v].dtype] for v in read)

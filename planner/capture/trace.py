@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from costmodels.compute import DTYPE_BYTES
 from planner.capture.blocks import find_blocks, position_attributes, structure_keys, watched
 from planner.capture.calls import NotOpaqueError, Observed, observe
 from planner.capture.failures import Located
@@ -74,7 +75,7 @@ def trace(
         for segment in raw.segments
         for relative, _ in raw.blocks[segment.block].params
     }
-    unread = {p.fqn: p.numel * FLOAT32_BYTES for p in params if p.fqn not in read}
+    unread = {p.fqn: p.numel * DTYPE_BYTES["float32"] for p in params if p.fqn not in read}
     buffers = {fqn: b.numel() * b.element_size() for fqn, b in model.named_buffers()}
     segments, resident_bytes = _resident(raw.segments, buffers, unread)
     if unread:
@@ -99,9 +100,6 @@ def trace(
         has_sequence=fixed_seq_len is not None or any(dim.slope for dim in dims),
         warnings=tuple(tracer.warnings),
     )
-
-
-FLOAT32_BYTES = 4
 
 
 def _resident(

@@ -23,8 +23,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf, prod
 
+from costmodels.compute import DTYPE_BYTES
 from planner import ops
-from planner.graph import ITEM_BYTES, Block, Op, Ref
+from planner.graph import Block, Op, Ref
 from planner.layouts.rules import DimFlow
 
 REFERENCE_BATCH = 3
@@ -200,7 +201,7 @@ def _producers(block: Block) -> dict[int, Op]:
 
 
 def _bytes(flow: DimFlow, value: int) -> int:
-    return prod(flow.shapes[value]) * ITEM_BYTES[flow.block.values[value].dtype]
+    return prod(flow.shapes[value]) * DTYPE_BYTES[flow.block.values[value].dtype]
 
 
 def _differentiable(block: Block) -> set[int]:

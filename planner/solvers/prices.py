@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from costmodels import communication, compute
+from costmodels.compute import DTYPE_BYTES
 from hardware_profiles.cluster import Cluster, Device
 from hardware_profiles.topology import group
 from planner import ops
-from planner.graph import ITEM_BYTES, Block, Op
+from planner.graph import Block, Op
 from planner.layouts.data_parallel import padded_numel
 from planner.layouts.tensor_parallel import TensorParallel
 from planner.solvers.liveness import transient_peak_bytes
@@ -129,7 +130,7 @@ def price_block(
         trained: relative FQNs of the parameters that receive gradients, here or (tied ones) in another block.
     """
     shapes = local_shapes(block, layout, tp=tp, sequence_parallel=sequence_parallel, batch=batch, seq_len=seq_len)
-    value_bytes = [prod(s) * ITEM_BYTES[v.dtype] for s, v in zip(shapes.stored, block.values, strict=True)]
+    value_bytes = [prod(s) * DTYPE_BYTES[v.dtype] for s, v in zip(shapes.stored, block.values, strict=True)]
     kept = sum(value_bytes[v] for v in block.saved)
     saved = {"none": kept, "selective": kept, "full": kept}
     if recomputable:
@@ -194,11 +195,11 @@ class _OnDevice:
             seconds = sum(communication.all_reduce_s(ranks, self._whole_bytes(v)) for v in reduced)
         if layout.loss_rows is not None and forward:
             rows = prod(self.shapes.inside[layout.loss_rows])
-            seconds += 3 * communication.all_reduce_s(ranks, rows * ITEM_BYTES["float32"])
+            seconds += 3 * communication.all_reduce_s(ranks, rows * DTYPE_BYTES["float32"])
         return seconds
 
     def _whole_bytes(self, v: int) -> int:
-        return prod(self.shapes.inside[v]) * ITEM_BYTES[self.block.values[v].dtype]
+        return prod(self.shapes.inside[v]) * DTYPE_BYTES[self.block.values[v].dtype]
 
     def again(self) -> dict[str, PassSeconds]:
         """Forward work done again per policy. ``full`` stops where the last saved tensor is rebuilt, as

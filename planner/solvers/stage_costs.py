@@ -14,12 +14,13 @@ from math import prod
 import numpy as np
 
 from costmodels import communication, compute, memory
+from costmodels.compute import DTYPE_BYTES
 from costmodels.overlap import Array, Exposed, exposed
 from costmodels.pipeline import in_flight
 from costmodels.step import Seconds, StageSeconds
 from hardware_profiles.cluster import Cluster
 from hardware_profiles.topology import boundary, group
-from planner.graph import ITEM_BYTES, ModelGraph, Value
+from planner.graph import ModelGraph, Value
 from planner.job import Job
 from planner.layouts.data_parallel import padded_numel
 from planner.plan import Candidate, StageMemory
@@ -200,7 +201,7 @@ class StageCosts:
         return np.array([0.0, *inner, 0.0])
 
     def _value_bytes(self, value: Value) -> float:
-        whole = prod(value.shape(self.candidate.microbatch_size, self.setting.job.seq_len)) * ITEM_BYTES[value.dtype]
+        whole = prod(value.shape(self.candidate.microbatch_size, self.setting.job.seq_len)) * DTYPE_BYTES[value.dtype]
         along_sequence = self.candidate.sequence_parallel and any(dim.slope for dim in value.dims)
         return whole / self.candidate.tp if along_sequence else whole
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.graph import ITEM_BYTES, Block, Dim, ModelGraph, Op, Parameter, Phase, Segment, Value
+from costmodels.compute import DTYPE_BYTES
+from planner.graph import Block, Dim, ModelGraph, Op, Parameter, Phase, Segment, Value
 
 # --- sizes ---
 
@@ -39,9 +40,9 @@ def test_the_shape_of_a_value_is_that_of_its_dims(
 def test_item_bytes_are_torchs() -> None:
     dtypes = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
     sizes = {str(dtype).removeprefix("torch."): dtype.itemsize for dtype in dtypes}
-    assert {name: size for name, size in ITEM_BYTES.items() if name in sizes}.items() <= sizes.items()
+    assert {name: size for name, size in DTYPE_BYTES.items() if name in sizes}.items() <= sizes.items()
     # Quantised types, raw bits and numbers of less than a byte are in no training graph.
-    rest = sizes.keys() - ITEM_BYTES.keys()
+    rest = sizes.keys() - DTYPE_BYTES.keys()
     assert all(name.startswith(("q", "bits", "int", "uint", "float4")) for name in rest)
     assert not rest & {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
 

@@ -17,12 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from costmodels.compute import DTYPE_BYTES
 from planner import models, ops
 from planner.capture.fused import FusedKernels
 from planner.capture.segments import RawModel
 from planner.capture.trace import _Tracer, trace
 from planner.capture.unchanged import unchanged
-from planner.graph import ITEM_BYTES, ModelGraph
+from planner.graph import ModelGraph
 from planner.models import ModelConfig
 
 aten = torch.ops.aten
@@ -95,7 +96,7 @@ def saved_bytes(graph: ModelGraph | RawModel, batch: int, seq_len: int) -> int:
     """Bytes of what all segments save for the backward pass."""
     blocks = [graph.blocks[segment.block] for segment in graph.segments]
     values = [block.values[v] for block in blocks for v in block.saved]
-    return sum(prod(value.shape(batch, seq_len)) * ITEM_BYTES[value.dtype] for value in values)
+    return sum(prod(value.shape(batch, seq_len)) * DTYPE_BYTES[value.dtype] for value in values)
 
 
 # --- torch's word ---

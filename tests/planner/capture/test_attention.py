@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from costmodels.compute import DTYPE_BYTES
 from planner import ops
 from planner.errors import TraceError
-from planner.graph import ITEM_BYTES, Block, Op
+from planner.graph import Block, Op
 from tests.planner.capture import reference, small
 from tests.planner.capture.small import Stack, block_of
 
@@ -236,5 +237,5 @@ def test_saved_bytes_of_fused_attention() -> None:
     sizes = {v: shapes(block)[v] for v in block.saved}
     # query, key, value (as projected) and result in bfloat16, and one float32 per query.
     expected = sorted([DIM * LEN * BATCH * 2] * 2 + [HEADS * 8 * LEN * BATCH * 2] * 2 + [BATCH * HEADS * LEN * 4])
-    found = sorted(torch.Size(size).numel() * ITEM_BYTES[block.values[v].dtype] for v, size in sizes.items())
+    found = sorted(torch.Size(size).numel() * DTYPE_BYTES[block.values[v].dtype] for v, size in sizes.items())
     assert found == expected

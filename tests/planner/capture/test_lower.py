@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from costmodels.compute import DTYPE_BYTES
 from planner import models
-from planner.graph import ITEM_BYTES, Block, Ref
+from planner.graph import Block, Ref
 from planner.models import ModelConfig
 from tests.planner.capture import reference, small
 from tests.planner.capture.small import SEQ_LEN, Layer, Stack, block_of
@@ -196,5 +197,5 @@ def test_floating_tensors_count_in_the_compute_precision(dtype: torch.dtype) -> 
     graph = reference.at_one_point(Losses([Layer(), Layer()]).double(), small.tokens, BATCH, SEQ_LEN, dtype)
     block = block_of(graph, "layers.1")
     assert {value.dtype for value in block.values} == {str(dtype).removeprefix("torch.")}
-    parameters = sum(prod(block.values[v].shape(1, 1)) * ITEM_BYTES[block.values[v].dtype] for _, v in block.params)
+    parameters = sum(prod(block.values[v].shape(1, 1)) * DTYPE_BYTES[block.values[v].dtype] for _, v in block.params)
     assert parameters == (small.DIM**2 + small.DIM) * dtype.itemsize

@@ -4,7 +4,8 @@ from math import prod
 
 import pytest
 
-from planner.graph import ITEM_BYTES, Block, Dim, Op, Value
+from costmodels.compute import DTYPE_BYTES
+from planner.graph import Block, Dim, Op, Value
 from planner.solvers.liveness import transient_peak_bytes
 from tests.planner.layouts.small import graph
 
@@ -82,5 +83,5 @@ def naive(block: Block, sizes: list[int]) -> int:
 @pytest.mark.parametrize("family", ["gqa", "gpt", "bert", "mixtral", "vit"])
 def test_the_walk_over_real_blocks_equals_a_count_by_intervals(family: str) -> None:
     for block in graph(family).blocks:
-        sizes = [prod(v.shape(2, 8)) * ITEM_BYTES[v.dtype] for v in block.values]
+        sizes = [prod(v.shape(2, 8)) * DTYPE_BYTES[v.dtype] for v in block.values]
         assert transient_peak_bytes(block, sizes) == naive(block, sizes) > 0

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from costmodels import communication, compute
+from costmodels.compute import DTYPE_BYTES
 from hardware_profiles.topology import group
 from planner import ops
-from planner.graph import ITEM_BYTES, Block
+from planner.graph import Block
 from planner.layouts.tensor_parallel import TensorParallel, analyse
 from planner.solvers.prices import BlockPrice, local_shapes, price_block
 from tests.planner.layouts.small import graph
@@ -46,7 +47,7 @@ def test_on_one_device_a_pass_is_the_sum_of_its_operations_on_whole_tensors(fami
         assert seconds.collectives == 0
         assert seconds.attention > 0
     assert found.numel() == sum(prod(shapes[v]) for _, v in block.params)
-    assert found.saved_bytes["none"] == sum(prod(shapes[v]) * ITEM_BYTES[block.values[v].dtype] for v in block.saved)
+    assert found.saved_bytes["none"] == sum(prod(shapes[v]) * DTYPE_BYTES[block.values[v].dtype] for v in block.saved)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
