@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import ceil
+from typing import Literal
 
 from hardware_profiles.cluster import Device
 from hardware_profiles.errors import UnknownNameError
@@ -50,20 +51,30 @@ DTYPE_BYTES = {
 
 @lru_cache(maxsize=65536)
 def gemm_s(
-    device: Device, dtype: str, *, batch: int = 1, m: int, n: int, k: int, moved_bytes: float | None = None
+    device: Device,
+    dtype: str,
+    *,
+    batch: int = 1,
+    m: int,
+    n: int,
+    k: int,
+    moved_bytes: float | None = None,
+    grouped: bool = False,
 ) -> float:
     """Seconds of ``batch`` products ``[m, k] @ [k, n] -> [m, n]``, launch included.
 
     ``launch + max(waves * tile seconds + partial sums, bytes / bandwidth)``, least over tiles and splits (module
     docstring); ``bytes`` are ``moved_bytes`` where the operands are not matrices in memory (the im2col of a
-    convolution), else ``element size * batch * (m k + k n + m n)``. 0 when a side is 0. Raises `UnknownNameError` for
-    a dtype that the device's profile lacks.
+    convolution), else ``element size * batch * (m k + k n + m n)``. ``grouped``: the matrices differ in their rows
+    (experts), which one kernel reaches less of the peak with. 0 when a side is 0. Raises `UnknownNameError` for a
+    dtype that the device's profile lacks.
     """
     element_bytes = dtype_bytes(dtype)
-    unit_flop_per_s = device.peak(dtype) * device.gemm_sustained_fraction / device.num_compute_units
+    fraction = device.efficiency.grouped_gemm if grouped else device.efficiency.gemm
+    unit_flop_per_s = device.peak(dtype) * fraction / device.num_compute_units
     if min(batch, m, n, k) == 0:
         return 0.0
-    bandwidth = device.memory_bytes_per_s * device.memory_sustained_fraction
+    bandwidth = device.memory_bytes_per_s * device.efficiency.pointwise
     best_s = float("inf")
     for rows, columns, reuse in _tiles(device.gemm_tile):
         num_tiles = batch * ceil(m / rows) * ceil(n / columns)
@@ -106,7 +117,7 @@ def attention_s(
     peak = device.peak(dtype)
     if min(batch, heads, q_len, kv_len, head_dim) == 0:
         return 0.0
-    fraction = device.attention_backward_fraction if backward else device.attention_forward_fraction
+    fraction = device.efficiency.attention_backward if backward else device.efficiency.attention_forward
     tile = min(ATTENTION_TILE, q_len, kv_len)
     columns: float = kv_len
     if causal:
@@ -118,18 +129,24 @@ def attention_s(
     num_tiles = batch * heads * ceil(q_len / ATTENTION_TILE)
     busy = min(1.0, num_tiles / device.num_compute_units)
     moved_bytes = element_bytes * batch * heads * head_dim * 2 * (q_len + kv_len) * (2 if backward else 1)
-    bandwidth = device.memory_bytes_per_s * device.memory_sustained_fraction
+    bandwidth = device.memory_bytes_per_s * device.efficiency.pointwise
     return device.launch_overhead_s + max(flop / (peak * fraction * busy), moved_bytes / bandwidth)
 
 
-def memory_bound_s(device: Device, num_bytes: float) -> float:
+MemoryBound = Literal["pointwise", "norm", "optimizer"]
+"""Classes of kernels that move memory, by their figure in `hardware_profiles.cluster.Efficiency`."""
+
+
+def memory_bound_s(device: Device, num_bytes: float, kind: MemoryBound = "pointwise") -> float:
     """Seconds of one kernel that reads and writes ``num_bytes`` in total and computes next to nothing, launch included.
 
-    ``launch + num_bytes / (bandwidth * sustained fraction)``; 0 for 0 bytes. Source: the profile's BabelStream triad.
+    ``launch + num_bytes / (bandwidth * fraction of its kind)``; 0 for 0 bytes. Launch and bandwidth together are the
+    curve of efficiency over bytes. Source: the profile's streaming benchmark.
     """
     if num_bytes <= 0:
         return 0.0
-    return device.launch_overhead_s + num_bytes / (device.memory_bytes_per_s * device.memory_sustained_fraction)
+    fraction: float = getattr(device.efficiency, kind)
+    return device.launch_overhead_s + num_bytes / (device.memory_bytes_per_s * fraction)
 
 
 def dtype_bytes(dtype: str) -> int:

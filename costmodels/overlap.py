@@ -28,16 +28,22 @@ class Exposed:
 
     def share(self, part: Array) -> Exposed:
         """The same for a part of every block's transfer, exposed in proportion."""
-        ratio = np.divide(part, self.high, out=np.zeros_like(part), where=self.high > 0)
+        total = float(self.high.sum())
+        # A block without a transfer hides those of others, of each part its share of them all.
+        ratio = np.divide(
+            part, self.high, out=np.full_like(part, part.sum() / total if total else 0.0), where=self.high > 0
+        )
         return Exposed(self.expected * ratio, self.high * ratio, self.first * ratio, self.hidden * ratio)
 
 
-def exposed(communication_s: Array, compute_s: Array) -> Exposed:
-    """Prefetching one block ahead hides a block's transfer behind one block of computation.
+def exposed(communication_s: Array, compute_s: Array, *, compute_slowdown: float) -> Exposed:
+    """Prefetching one block ahead hides a block's transfer behind one block of computation, which it slows down.
 
-    Per block ``max(0, c - t)``; the first block's transfer has nothing before it, so ``min(c, t)`` of it is exposed
-    too (for a gradient reduction read: the last block, nothing after it). ``high`` is ``c``: no overlap. As
-    ``fully_shard`` prefetches (one block) and DDP reduces (buckets during backward).
+    While a transfer runs, computation takes ``compute_slowdown`` times as long (they share units and memory
+    bandwidth), so of ``min(c, t)`` seconds side by side ``1 - 1 / compute_slowdown`` are lost: per block ``max(0, c -
+    t) + (1 - 1 / slowdown) min(c, t)``. The first block's transfer has nothing before it, so the rest of ``min(c,
+    t)`` is exposed too (for a gradient reduction read: the last block, nothing after it). ``high`` is ``c``: no
+    overlap. As ``fully_shard`` prefetches (one block) and DDP reduces (buckets during backward).
     """
-    behind = np.minimum(communication_s, compute_s)
-    return Exposed(expected=communication_s - behind, high=communication_s, first=behind, hidden=compute_s)
+    hidden = np.minimum(communication_s, compute_s) / compute_slowdown
+    return Exposed(expected=communication_s - hidden, high=communication_s, first=hidden, hidden=compute_s)

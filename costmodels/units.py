@@ -21,6 +21,9 @@ MILLI = 1e-3
 MICRO = 1e-6
 NANO = 1e-9
 
+HOUR = 3_600
+"""Seconds of an hour."""
+
 GB = GIGA
 """Bytes of a decimal gigabyte."""
 

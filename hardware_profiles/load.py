@@ -3,19 +3,21 @@
 h100-sxm:8x8              8 nodes of 8 devices
 h100-sxm                  with a number of devices given apart
 mine/cluster.toml:4x8     a profile file, the same two ways
+two-islands               a mixed cluster, as it is
+two-islands@roce          one group of its machines, which takes a shape as well
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from hardware_profiles.cluster import Cluster, Level
+from hardware_profiles.assemble import mixed_cluster, uniform_cluster
+from hardware_profiles.cluster import Cluster
 from hardware_profiles.errors import ProfileError, UnknownNameError
-from hardware_profiles.schema import Profile, parse_profile
+from hardware_profiles.schema import GroupSection, MixedProfile, Profile, parse_profile, read_table
 
 _SHAPE = re.compile(r"^(\d+)x(\d+)$")
 _FORM = "NAME:NODESxDEVICES_PER_NODE, e.g. h100-sxm:8x8"
@@ -27,81 +29,98 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
-def load_profile(hardware: str) -> Profile:
+def load_profile(hardware: str) -> Profile | MixedProfile:
     """The checked profile of a packaged name (any case) or of a file (anything with ``.toml`` or a path separator).
 
     Raises `UnknownNameError` for a name that is not packaged and `ProfileError` for a file that is missing, unreadable
     or breaks the schema.
     """
+    text, source = _text(hardware)
+    return parse_profile(text, source, _base)
+
+
+def load_cluster(hardware: str, num_devices: int | None = None) -> Cluster:
+    """The cluster that a string describes (module docstring), with ``num_devices`` where the string names no shape.
+
+    Without a shape ``num_devices`` is required, but for a mixed cluster: up to one node it is part of a node, beyond
+    that a multiple of the node. With a shape it may be given too and must agree. Levels that would join nothing are
+    dropped, so one node has no network. Raises `UnknownNameError`, or `ProfileError` with the rule and its numbers.
+    """
+    source, group, shape = split(hardware)
+    profile = load_profile(source)
+    if isinstance(profile, MixedProfile):
+        if group is None:
+            parts = [group_profile(section) for section in profile.groups]
+            return mixed_cluster(hardware, profile, parts, shape, num_devices)
+        section = next((s for s in profile.groups if s.name == group), None)
+        if section is None:
+            raise UnknownNameError(f"group of {profile.name}", group, (s.name for s in profile.groups))
+        whole = group_profile(section)
+        per_node = whole.node.num_devices
+        if shape is None and num_devices is None:
+            shape = f"{section.num_nodes}x{per_node}"
+        nodes, per_node = _shape(hardware, shape, whole, num_devices)
+        if nodes > section.num_nodes:
+            raise ProfileError(f"{hardware}: {nodes} nodes do not fit: group {group!r} has {section.num_nodes}")
+        return uniform_cluster(hardware, whole, nodes, per_node, name=f"{profile.name}@{group}")
+    if group is not None:
+        raise ProfileError(f"{hardware}: {profile.name} is not a mixed cluster and has no group {group!r}")
+    nodes, per_node = _shape(hardware, shape, profile, num_devices)
+    return uniform_cluster(hardware, profile, nodes, per_node, name=profile.name)
+
+
+def group_profile(section: GroupSection) -> Profile:
+    """The profile of a group's machines, its own cards in place of the profile's."""
+    profile = load_profile(section.hardware)
+    if isinstance(profile, MixedProfile):
+        raise ProfileError(f"group {section.name!r}: {section.hardware} is itself a mixed cluster")
+    if section.nic is None:
+        return profile
+    try:
+        section.nic.check(profile.node.num_devices)
+    except ValueError as error:
+        raise ProfileError(f"group {section.name!r}: nic: {error}") from None
+    return profile.model_copy(update={"nic": section.nic})
+
+
+def _text(hardware: str) -> tuple[str, str]:
+    """Text of a profile and what errors call it."""
     if _is_path(hardware):
         try:
-            text = Path(hardware).read_text(encoding="utf-8")
+            return Path(hardware).read_text(encoding="utf-8"), hardware
         except FileNotFoundError:
             raise ProfileError(f"{hardware}: no such profile file; packaged profiles: {', '.join(names())}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(f"{hardware}: cannot be read: {error}") from None
-        return parse_profile(text, hardware)
     name = hardware.lower()
     if name not in names():
         raise UnknownNameError("hardware", hardware, names())
-    return parse_profile(
-        resources.files("hardware_profiles").joinpath("data", f"{name}.toml").read_text(encoding="utf-8"), name
-    )
+    return resources.files("hardware_profiles").joinpath("data", f"{name}.toml").read_text(encoding="utf-8"), name
 
 
-def load_cluster(hardware: str, num_devices: int | None = None) -> Cluster:
-    """The cluster that a string describes: ``NAME`` or ``FILE.toml``, alone or with ``:NODESxPER_NODE``.
-
-    Without a shape ``num_devices`` is required: up to one node it is part of a node, beyond that a multiple of the
-    node. With a shape it may be given too and must agree. Levels that would join nothing are dropped, so one node
-    has no network. Raises `UnknownNameError`, or `ProfileError` with the rule and its numbers.
-    """
-    source, shape = _split(hardware)
-    profile = load_profile(source)
-    nodes, per_node = _shape(hardware, shape, profile, num_devices)
-    total = nodes * per_node
-    levels: list[Level] = []
-    node_seen = False
-    for section in profile.levels:
-        limit = section.num_devices
-        if section is profile.node:
-            node_seen, size = True, per_node
-        elif not node_seen:
-            assert limit is not None
-            if limit > per_node:
-                continue
-            size = limit
-        else:
-            size = total if limit is None else limit // (profile.node.num_devices or 1) * per_node
-            if size >= total and levels[-1].num_devices == total:
-                break
-            size = min(size, total)
-        _check_divides(hardware, section.name, size, levels[-1].num_devices if levels else 1)
-        levels.append(section.build(size))
-    if levels[-1].num_devices != total:
-        raise ProfileError(
-            f"{hardware}: {total} devices do not fit: the outermost level {levels[-1].name!r} of profile "
-            f"{profile.name} joins {levels[-1].num_devices}"
-        )
-    return Cluster(
-        name=f"{profile.name}:{nodes}x{per_node}",
-        device=profile.device.build(profile.name),
-        levels=tuple(levels),
-        evidence=profile.evidence,
-        fingerprint=_fingerprint(profile, nodes, per_node),
-    )
+def _base(hardware: str) -> dict[str, Any]:
+    """Sections of a packaged profile, its own base's included."""
+    if not isinstance(hardware, str):
+        raise ProfileError(f"base = {hardware!r}: must be the name of a packaged profile")
+    text, source = _text(hardware)
+    table = read_table(text, source)
+    if "groups" in table:
+        raise ProfileError(f"base = {hardware!r}: a mixed cluster cannot be a base")
+    return {**_base(table["base"]), **table} if "base" in table else table
 
 
 def _is_path(source: str) -> bool:
     return source.endswith(".toml") or "/" in source or "\\" in source
 
 
-def _split(hardware: str) -> tuple[str, str | None]:
-    """Source and shape of a cluster string; a colon inside a path (``C:\\x.toml``) is not a shape."""
+def split(hardware: str) -> tuple[str, str | None, str | None]:
+    """Source, group and shape of a cluster string; a colon inside a path (``C:\\x.toml``) is not a shape."""
     source, colon, shape = hardware.rpartition(":")
+    found: str | None = shape
     if not colon or (_is_path(shape) and not _SHAPE.match(shape)):
-        return hardware, None
-    return source, shape
+        source, found = hardware, None
+    source, at, group = source.partition("@") if not Path(source).is_file() else (source, "", "")
+    return source, group if at else None, found
 
 
 def _shape(hardware: str, shape: str | None, profile: Profile, num_devices: int | None) -> tuple[int, int]:
@@ -112,7 +131,7 @@ def _shape(hardware: str, shape: str | None, profile: Profile, num_devices: int 
             raise ProfileError(f"{hardware}: how many devices? Give their number, or write {_FORM}")
         if num_devices < 1:
             raise ProfileError(f"{hardware}: number of devices ({num_devices}) must be at least 1")
-        if node_size is None or num_devices <= node_size:
+        if num_devices <= node_size:
             return 1, num_devices
         if num_devices % node_size:
             raise ProfileError(
@@ -126,7 +145,7 @@ def _shape(hardware: str, shape: str | None, profile: Profile, num_devices: int 
     nodes, per_node = int(match[1]), int(match[2])
     if nodes < 1 or per_node < 1:
         raise ProfileError(f"{hardware}: nodes ({nodes}) and devices per node ({per_node}) must be at least 1")
-    if node_size is not None and per_node > node_size:
+    if per_node > node_size:
         raise ProfileError(
             f"{hardware}: devices per node ({per_node}) may not exceed the node of {profile.name} ({node_size})"
         )
@@ -135,16 +154,3 @@ def _shape(hardware: str, shape: str | None, profile: Profile, num_devices: int 
             f"{hardware}: {nodes} x {per_node} is {nodes * per_node} devices, but {num_devices} were asked for"
         )
     return nodes, per_node
-
-
-def _check_divides(hardware: str, name: str, outer: int, inner: int) -> None:
-    if outer % inner:
-        raise ProfileError(
-            f"{hardware}: level {name!r} with {outer} devices must be a multiple of the level inside it ({inner})"
-        )
-
-
-def _fingerprint(profile: Profile, nodes: int, per_node: int) -> str:
-    """SHA-256 over the profile's values (key order, comments and spelling of numbers do not count) and the shape."""
-    content = {"profile": profile.model_dump(mode="json"), "nodes": nodes, "devices_per_node": per_node}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,173 +1,181 @@
-"""Profile files: TOML text -> checked `Profile` -> `Device` and `Level` values in SI units.
+"""Profile files: TOML text -> checked `Profile` -> values of `hardware_profiles.cluster` in SI units.
 
-Every key names its unit; unknown keys, wrong types, infinities and values out of range are errors. Bandwidth and rates
-are decimal (GB/s, TFLOP/s), as datasheets print them.
+Every key names its unit; unknown keys, wrong types and numbers outside of what can be meant are errors, and no physical
+quantity has a default. Bandwidth and rates are decimal (GB/s, TFLOP/s) and per direction, as datasheets print them. Any
+figure may be a bare number or ``{ value = ..., evidence = ..., source = ... }``.
 
 **Memory** is what a process can allocate, i.e. the total that ``torch.cuda.mem_get_info`` and torch's out-of-memory
 messages report, not the number on the box: an "80 GB" H100 reports 79.1 GiB, a "141 GB" H200 139.8 GiB. Give exactly
 one of ``memory_gib`` (2**30 bytes) and ``memory_gb`` (10**9 bytes).
+
+A profile takes each top-level section that it does not give from the profile named by its ``base``. A mixed cluster
+is a file with ``[[groups]]`` of other profiles' machines (`MixedProfile`).
 """
 
 from __future__ import annotations
 
 import tomllib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from costmodels.units import GB, GIB, MICRO, TERA
-from hardware_profiles.cluster import Device, Level
+from hardware_profiles.device_section import DeviceSection
 from hardware_profiles.errors import ProfileError
-
-NODE = "node"
-"""Name of the level that holds one machine."""
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-_PEAKS = {
-    "float64": "peak_fp64_tflop_per_s",
-    "float32": "peak_fp32_tflop_per_s",
-    "bfloat16": "peak_bf16_tflop_per_s",
-    "float16": "peak_fp16_tflop_per_s",
-    "float8_e4m3fn": "peak_fp8_tflop_per_s",
-}
+from hardware_profiles.figures import Count, Figure, Name, Strict
+from hardware_profiles.network_sections import CollectivesSection, NetworkSection, NicSection
+from hardware_profiles.node_sections import NodeSection
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class DeviceSection(_Strict):
-    """``[device]``: one device. Peaks are dense (no sparsity); at least one is given."""
-
-    peak_fp64_tflop_per_s: Positive | None = None
-    peak_fp32_tflop_per_s: Positive | None = None
-    peak_bf16_tflop_per_s: Positive | None = None
-    peak_fp16_tflop_per_s: Positive | None = None
-    peak_fp8_tflop_per_s: Positive | None = None
-    memory_gib: Positive | None = None
-    memory_gb: Positive | None = None
-    memory_gb_per_s: Positive
-    memory_sustained_fraction: Fraction
-    num_compute_units: Count
-    gemm_tile: Annotated[list[Count], Field(min_length=2, max_length=2)]
-    gemm_sustained_fraction: Fraction
-    attention_forward_fraction: Fraction
-    attention_backward_fraction: Fraction
-    launch_overhead_us: NotNegative
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.memory_gib is None) == (self.memory_gb is None):
-            raise ValueError("give exactly one of memory_gib and memory_gb")
-        if all(getattr(self, key) is None for key in _PEAKS.values()):
-            raise ValueError(f"give at least one of {', '.join(_PEAKS.values())}")
-        return self
-
-    def build(self, name: str) -> Device:
-        """The section as a `Device` called ``name``, in SI units."""
-        peaks = ((dtype, getattr(self, key)) for dtype, key in _PEAKS.items())
-        memory_bytes = self.memory_gib * GIB if self.memory_gib is not None else (self.memory_gb or 0) * GB
-        return Device(
-            name=name,
-            peak_flop_per_s=tuple((dtype, peak * TERA) for dtype, peak in peaks if peak is not None),
-            memory_bytes=round(memory_bytes),
-            memory_bytes_per_s=self.memory_gb_per_s * GB,
-            memory_sustained_fraction=self.memory_sustained_fraction,
-            num_compute_units=self.num_compute_units,
-            gemm_tile=(self.gemm_tile[0], self.gemm_tile[1]),
-            gemm_sustained_fraction=self.gemm_sustained_fraction,
-            attention_forward_fraction=self.attention_forward_fraction,
-            attention_backward_fraction=self.attention_backward_fraction,
-            launch_overhead_s=self.launch_overhead_us * MICRO,
-        )
-
-
-class LevelSection(_Strict):
-    """``[[levels]]``: one level of interconnect, per device and direction while all devices communicate."""
-
+class _File(Strict):
     name: Name
-    num_devices: Count | None = None
-    gb_per_s: Positive
-    sustained_fraction: Fraction
-    latency_us: NotNegative
-    switch_reduce_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    full_mesh: bool = False
+    network: Annotated[tuple[NetworkSection, ...], Field(strict=False)] = ()
 
-    def build(self, num_devices: int) -> Level:
-        """The section as a `Level` that joins ``num_devices``, in SI units."""
-        return Level(
-            name=self.name,
-            num_devices=num_devices,
-            bytes_per_s=self.gb_per_s * GB,
-            sustained_fraction=self.sustained_fraction,
-            latency_s=self.latency_us * MICRO,
-            switch_reduce_fraction=self.switch_reduce_fraction,
-            full_mesh=self.full_mesh,
-        )
-
-
-class Profile(_Strict):
-    """A whole file: one kind of device and the levels that join them, innermost first."""
-
-    name: Name
-    evidence: Literal["datasheet", "measured"]
-    device: DeviceSection
-    levels: Annotated[list[LevelSection], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = [level.name for level in self.levels]
+    def _check_levels(self, *, first_needs_uplink: bool) -> None:
+        names = [level.name for level in self.network]
         if len(set(names)) < len(names):
             raise ValueError(f"level names must differ, got {', '.join(names)}")
-        if NODE not in names:
-            raise ValueError(f"one level must be called {NODE!r}, got {', '.join(names)}")
         inner = 1
-        for level in self.levels[:-1]:
-            if level.num_devices is None:
+        for i, level in enumerate(self.network):
+            given = level.oversubscription is not None or level.uplink_gb_per_s is not None
+            if (i or first_needs_uplink) and not given:
+                raise ValueError(f"network[{i}] ({level.name}): oversubscription or uplink_gb_per_s is missing")
+            if not i and not first_needs_uplink and given:
                 raise ValueError(
-                    f"num_devices of level {level.name!r} is missing; only the outermost level may leave it out"
+                    f"network[0] ({level.name}): the cards limit the first level; oversubscription and "
+                    "uplink_gb_per_s belong to the levels above"
                 )
-            if level.num_devices % inner or level.num_devices == inner > 1:
+            if level.num_nodes is None:
+                if i < len(self.network) - 1:
+                    raise ValueError(
+                        f"network[{i}] ({level.name}): num_nodes is missing; only the last may leave it out"
+                    )
+            elif level.num_nodes % inner or level.num_nodes == inner:
                 raise ValueError(
-                    f"num_devices of level {level.name!r} ({level.num_devices}) must be a larger multiple of {inner}"
+                    f"network[{i}] ({level.name}): num_nodes = {level.num_nodes} must be a larger multiple of {inner}"
                 )
-            inner = level.num_devices
-        outermost = self.levels[-1]
-        if outermost.num_devices is not None and outermost.num_devices % inner:
-            raise ValueError(
-                f"num_devices of level {outermost.name!r} ({outermost.num_devices}) must be a multiple of {inner}"
-            )
+            inner = level.num_nodes or inner
+
+    def figures(self) -> dict[str, Figure[Any]]:
+        """Every figure of the file by its path, e.g. ``device.memory_gb_per_s``, in the order of the file."""
+        return _figures(self)
+
+
+class Profile(_File):
+    """A whole file: one kind of machine, and the network that joins a number of them."""
+
+    base: Name | None = None
+    device: DeviceSection
+    collectives: CollectivesSection
+    node: NodeSection
+    nic: NicSection | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_levels(first_needs_uplink=False)
+        if (self.nic is None) != (not self.network):
+            raise ValueError("[nic] and [[network]] go together: give both, or neither for a single machine")
+        if self.nic is not None:
+            try:
+                self.nic.check(self.node.num_devices)
+            except ValueError as error:
+                raise ValueError(f"nic: {error}") from None
+            self._check_uplinks(self.nic)
+        memory, copy = self.device.memory_gb_per_s.value, self.collectives.copy_gb_per_s.value
+        if copy > memory:
+            raise ValueError(f"collectives.copy_gb_per_s = {copy:g}: above device.memory_gb_per_s ({memory:g})")
         return self
 
+    def _check_uplinks(self, nic: NicSection) -> None:
+        nodes = 1
+        for i, level in enumerate(self.network):
+            limit = nic.count * nic.gb_per_s.value * nodes
+            if level.uplink_gb_per_s is not None and level.uplink_gb_per_s.value > limit:
+                raise ValueError(
+                    f"network[{i}] ({level.name}): uplink_gb_per_s = {level.uplink_gb_per_s.value:g}: above the "
+                    f"{nodes} x {nic.count} cards of {nic.gb_per_s.value:g} GB/s below it ({limit:g})"
+                )
+            nodes = level.num_nodes or nodes
+
     @property
-    def node(self) -> LevelSection:
-        """The level that holds one machine."""
-        return next(level for level in self.levels if level.name == NODE)
+    def evidence(self) -> str:
+        """The weakest evidence of all figures; a figure that states none counts as derived."""
+        ranks = [_WEAKNESS.index(figure.evidence or "derived") for figure in self.figures().values()]
+        return _WEAKNESS[max(ranks)]
 
 
-def parse_profile(text: str, source: str) -> Profile:
+_WEAKNESS = ("measured", "datasheet", "derived")
+
+
+class GroupSection(Strict):
+    """``[[groups]]``: a number of machines of another profile."""
+
+    name: Name
+    hardware: Annotated[str, Field(min_length=1)]
+    num_nodes: Count
+    nic: NicSection | None = None
+
+
+class MixedProfile(_File):
+    """A cluster of several kinds of machine; ranks go through the groups in the order of the file."""
+
+    groups: Annotated[list[GroupSection], Field(min_length=2)]
+    network: Annotated[tuple[NetworkSection, ...], Field(min_length=1, strict=False)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            raise ValueError(f"group names must differ, got {', '.join(names)}")
+        self._check_levels(first_needs_uplink=True)
+        return self
+
+
+def parse_profile(text: str, source: str, base: Any = None) -> Profile | MixedProfile:
     """Checked profile from TOML text; ``source`` is what errors call the file.
 
-    Raises `ProfileError` with one line per fault: file, field path, value, rule (for broken TOML: line and column).
+    ``base`` is the function that gives the sections (`dict`) of the profile named by the file's ``base``. Raises
+    `ProfileError` with one line per fault: file, field path, value, rule (for broken TOML: line and column).
     """
+    table = read_table(text, source)
+    if "base" in table and base is not None and "groups" not in table:
+        table = {**base(table["base"]), **table}
+    kind = MixedProfile if "groups" in table else Profile
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ProfileError(f"{source}: not valid TOML: {error}") from None
-    try:
-        return Profile.model_validate(table)
+        return kind.model_validate(table)
     except ValidationError as error:
         raise ProfileError("\n".join(_line(source, fault) for fault in error.errors())) from None
 
 
+def read_table(text: str, source: str) -> dict[str, Any]:
+    """TOML text as a table; `ProfileError` with line and column where it is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError(f"{source}: not valid TOML: {error}") from None
+
+
+def _figures(section: Any, path: str = "") -> dict[str, Figure[Any]]:
+    if isinstance(section, Figure):
+        return {path: section}
+    if isinstance(section, list | tuple):
+        return {key: figure for i, part in enumerate(section) for key, figure in _figures(part, f"{path}[{i}]").items()}
+    if isinstance(section, BaseModel):
+        return {
+            key: figure
+            for name in type(section).model_fields
+            for key, figure in _figures(getattr(section, name), f"{path}.{name}".lstrip(".")).items()
+        }
+    return {}
+
+
 def _line(source: str, fault: Any) -> str:
     """One fault of pydantic as ``file: field.path = value: rule``."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    parts = list(fault["loc"])
+    if parts[:1] == ["node"] and parts[1:2] in (["switch"], ["full-mesh"], ["ring"], ["links"]):
+        del parts[1]  # pydantic's name for the kind of fabric
+    if parts[-1:] == ["value"] and fault["type"] != "missing":
+        parts.pop()
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     rule = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         rule = "unknown key"

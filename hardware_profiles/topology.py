@@ -1,7 +1,7 @@
 """Which links the process group of one mesh axis has: ranks fill the innermost level first.
 
 An axis of ``size`` members that are ``stride`` ranks apart splits the ranks into groups ``start + stride * i``. At a
-level whose unit (card, node, ...) holds ``D`` devices, ``k(D)`` members of a group lie in one unit. The level's *fan*
+level whose unit (node, leaf, ...) holds ``D`` devices, ``k(D)`` members of a group lie in one unit. The level's *fan*
 is the number of smaller units that meet there, ``k(D) / k(D of the level inside)``; the fans multiply to ``size``.
 With size 16, stride 4 and nodes of 8: two members per node, so fan 2 in the node and fan 8 on the network.
 
@@ -9,20 +9,20 @@ With size 16, stride 4 and nodes of 8: two members per node, so fan 2 in the nod
 largest divisor of ``size`` that is a multiple of the inner ``k`` and not above the members of the emptiest unit
 of any group of the axis: collectives wait for the worst-placed member, so the picture errs to the slow side.
 
-**Bandwidth is per member.** A level's figure is per device while all devices communicate, and all other groups of the
-axis do communicate, so a member has its own device's share and no more. A group with ``k`` members in a unit
-has ``k`` such shares where it leaves the unit (NCCL runs one ring per network card); the collectives account for
-that by sending ``1/k`` of the data per member. At a full mesh a member can use only its links to the
-``fan - 1`` units it talks to, out of all that the level has.
+What a member gets at each level is in `hardware_profiles.rates`.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from math import lcm
 
-from hardware_profiles.cluster import Cluster, Group, GroupLevel, Level
+from hardware_profiles.cluster import Cluster, Group, GroupLevel, Machines
+from hardware_profiles.links import Members
+from hardware_profiles.rates import network_level, node_level, send_in_node, send_on_network
 
 
+@lru_cache(maxsize=4096)
 def group(cluster: Cluster, *, size: int, stride: int) -> Group:
     """The process group of a mesh axis with ``size`` members, ``stride`` ranks apart, as the collectives see it.
 
@@ -31,17 +31,44 @@ def group(cluster: Cluster, *, size: int, stride: int) -> Group:
     """
     total = cluster.num_devices
     assert size >= 1 and stride >= 1 and size * stride <= total, f"axis {size} x stride {stride} in {total} devices"
-    levels = []
-    inner_members, inner_devices = 1, 1
-    for level in cluster.levels:
+    per_node = cluster.devices_per_node
+    levels: list[GroupLevel] = []
+    members = size if per_node == total else _members_per_unit(size, stride, per_node, total, 1)
+    patterns = _patterns(size, stride, per_node, total)
+    if members > 1:
+        levels.append(
+            _slowest(
+                [
+                    node_level(machines.node, patterns, fan=members, across=members < size)
+                    for machines in cluster.machines
+                ]
+            )
+        )
+    inner_members = members
+    for i, level in enumerate(cluster.network):
         outermost = level.num_devices == total
         members = size if outermost else _members_per_unit(size, stride, level.num_devices, total, inner_members)
         if members > inner_members:
-            levels.append(_group_level(level, fan=members // inner_members, inner_devices=inner_devices))
-        inner_members, inner_devices = members, level.num_devices
-    return Group(size=size, levels=tuple(levels))
+            on_rails = stride % per_node == 0 or _repeats(size, stride, per_node)
+            levels.append(
+                _slowest(
+                    [
+                        network_level(
+                            machines,
+                            cluster.network[: i + 1],
+                            patterns,
+                            fan=members // inner_members,
+                            on_rails=on_rails,
+                        )
+                        for machines in cluster.machines
+                    ]
+                )
+            )
+        inner_members = members
+    return Group(size=size, levels=tuple(levels), library=cluster.library)
 
 
+@lru_cache(maxsize=4096)
 def boundary(cluster: Cluster, *, stride: int, index: int | None = None) -> Group:
     """The link between neighbours ``index`` and ``index + 1`` of the outermost axis: two ranks ``stride`` apart.
 
@@ -54,25 +81,51 @@ def boundary(cluster: Cluster, *, stride: int, index: int | None = None) -> Grou
     assert stride >= 1 and num_stages >= 2, f"stages of {stride} in {cluster.num_devices} devices"
     assert index is None or 0 <= index < num_stages - 1, f"boundary {index} of {num_stages} stages"
     first, last = (0, num_stages * stride - 1) if index is None else (index * stride, (index + 2) * stride - 1)
-    inner_devices = 1
-    for level in cluster.levels:
-        if first // level.num_devices == last // level.num_devices:
+    per_node = cluster.devices_per_node
+    if first // per_node == last // per_node:
+        machines = _machines_of(cluster, first)
+        start = first % per_node
+        pairs = tuple((start + i, start + i + stride) for i in range(stride)) if index is not None else ()
+        level = send_in_node(machines.node, pairs or tuple((i, i + stride) for i in range(per_node - stride)))
+    else:
+        i = next(
+            i for i, level in enumerate(cluster.network) if first // level.num_devices == last // level.num_devices
+        )
+        on_rails = stride % per_node == 0
+        level = _slowest(
+            [send_on_network(machines, cluster.network[: i + 1], on_rails=on_rails) for machines in cluster.machines]
+        )
+    return Group(size=2, levels=(level,), library=cluster.library)
+
+
+def _slowest(levels: list[GroupLevel]) -> GroupLevel:
+    """The worst of the same level in each kind of machine: a collective waits for its slowest member."""
+    return min(levels, key=lambda level: (level.bytes_per_s, -level.latency_s))
+
+
+def _machines_of(cluster: Cluster, rank: int) -> Machines:
+    return next(m for m in cluster.machines if m.first_device <= rank < m.first_device + m.num_devices)
+
+
+def _repeats(size: int, stride: int, unit: int) -> bool:
+    """Every node holds the groups of the axis in the same way."""
+    return unit % stride == 0 and (size * stride) % unit == 0
+
+
+@lru_cache(maxsize=4096)
+def _patterns(size: int, stride: int, unit: int, total: int) -> tuple[tuple[Members, ...], ...]:
+    """How the groups of the axis lie in a node: for every different node, the devices of each group that it holds."""
+    found: dict[tuple[Members, ...], None] = {}
+    period = min(total, lcm(unit, size * stride))
+    for start in range(0, period, unit):
+        groups: dict[tuple[int, int], list[int]] = {}
+        for device in range(unit):
+            block, within = divmod(start + device, size * stride)
+            groups.setdefault((block, within % stride), []).append(device)
+        found[tuple(sorted(tuple(members) for members in groups.values()))] = None
+        if stride % unit == 0 or _repeats(size, stride, unit):
             break
-        inner_devices = level.num_devices
-    return Group(size=2, levels=(_group_level(level, fan=2, inner_devices=inner_devices),))
-
-
-def _group_level(level: Level, *, fan: int, inner_devices: int) -> GroupLevel:
-    """Sustained figures of one level for a group with ``fan`` sub-groups there."""
-    share = 1.0
-    if level.full_mesh:
-        share = (fan - 1) / (level.num_devices // inner_devices - 1)
-    return GroupLevel(
-        fan=fan,
-        bytes_per_s=level.bytes_per_s * level.sustained_fraction * share,
-        latency_s=level.latency_s,
-        switch_reduce_bytes_per_s=level.bytes_per_s * level.switch_reduce_fraction,
-    )
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)

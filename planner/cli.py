@@ -1,7 +1,8 @@
 """The ``meshwright`` command: thin commands that call one function each and print what it gives.
 
 Data goes to stdout, everything else (progress, warnings, errors) to stderr. Exit codes: 0 done, 2 usage, 3 no plan
-fits, 4 bad input file or name, 1 our bug. What is heavy (torch, pydantic) is imported by the command that needs it.
+fits, 4 bad input file or name, 5 measuring lost a rank, 1 our bug. What is heavy (torch, pydantic) is imported by the
+command that needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from planner import cli_hardware
+from planner.cli_streams import emit, say
 from planner.errors import MeshwrightError, ModelSourceError
 
 app = typer.Typer(
@@ -24,9 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-hardware_app = typer.Typer(help="The hardware profiles that Meshwright knows.", no_args_is_help=True)
 schema_app = typer.Typer(help="JSON Schemas of the files that Meshwright writes.", no_args_is_help=True)
-app.add_typer(hardware_app, name="hardware")
+app.add_typer(cli_hardware.app, name="hardware")
 app.add_typer(schema_app, name="schema")
 
 _JOB = "Job"
@@ -115,13 +117,13 @@ def plan(
             progress=progress,
         )
     for warning in result.plan.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     if output is not None:
         plan_file.write(result.plan, output, force=force)
     if as_json:
-        _emit(plan_file.result_to_json(result))
+        emit(plan_file.result_to_json(result))
     else:
-        _emit(table.render(result, saved=output, color=sys.stdout.isatty()))
+        emit(table.render(result, saved=output, color=sys.stdout.isatty()))
 
 
 @app.command()
@@ -130,26 +132,7 @@ def models() -> None:
     from planner.models import names, preset
     from planner.report import table
 
-    _emit(table.render_models({name: preset(name) for name in names()}))
-
-
-@hardware_app.command("list")
-def hardware_list() -> None:
-    """List the hardware profiles."""
-    from hardware_profiles.load import names
-
-    _emit("".join(f"{name}\n" for name in names()))
-
-
-@hardware_app.command("show")
-def hardware_show(
-    name: Annotated[str, typer.Argument(help="Profile name or TOML file.")],
-) -> None:
-    """Show what a profile says of a device and its links."""
-    from hardware_profiles.load import load_profile
-    from planner.report import table
-
-    _emit(table.render_profile(load_profile(name)))
+    emit(table.render_models({name: preset(name) for name in names()}))
 
 
 @schema_app.command("plan")
@@ -159,14 +142,14 @@ def schema_plan() -> None:
 
     from planner.plan_file import json_schema
 
-    _emit(json.dumps(json_schema(), indent=2) + "\n")
+    emit(json.dumps(json_schema(), indent=2) + "\n")
 
 
 def _print_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        _emit(f"meshwright {version('meshwright')}\n")
+        emit(f"meshwright {version('meshwright')}\n")
         raise typer.Exit
 
 
@@ -189,27 +172,14 @@ def main() -> None:
 
             # The user's own code failed: its traceback says where, our message what that means.
             traceback.print_exception(error.__cause__)
-        _say(f"error: {error}")
+        say(f"error: {error}")
         sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("MESHWRIGHT_DEBUG"):
             raise
-        _say(f"internal error: {type(error).__name__}: {error}")
-        _say("this is a bug in Meshwright; report it with the command and what it prints under MESHWRIGHT_DEBUG=1")
+        say(f"internal error: {type(error).__name__}: {error}")
+        say("this is a bug in Meshwright; report it with the command and what it prints under MESHWRIGHT_DEBUG=1")
         sys.exit(1)
-
-
-def _emit(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has all it wants. Into devnull goes what the interpreter still flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"meshwright: {text}\n")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ MeshwrightError            exit code
 ├── PlanFileError           4   a plan file breaks its schema
 ├── ModelSourceError        4   a model file, factory or config that gives no model
 ├── TraceError              4   a model that cannot be traced: FQN, source line, what to do
+├── MissingPackageError     4   a package of an optional extra is not installed
 ├── OutputExistsError       4   a file is there already and --force was not given
 ├── UsageError              2   settings that contradict each other or break a rule of arithmetic
 └── NoPlanError             3   nothing fits: the limits that collide, and changes that do fit
@@ -24,6 +25,10 @@ class PlanFileError(MeshwrightError):
 
 class ModelSourceError(MeshwrightError):
     """A model name that leads to a file, factory or config from which no model can be had."""
+
+
+class MissingPackageError(MeshwrightError):
+    """A package of an optional extra that is not installed."""
 
 
 class TraceError(MeshwrightError):

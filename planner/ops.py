@@ -16,13 +16,21 @@ Shape = tuple[int, ...]
 Shapes = Sequence[Shape]
 """Shape of every value of a block, by value index."""
 
-MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+GROUPED = {"_grouped_mm"}
+MATMUL = {"mm", "addmm", "bmm", "baddbmm"} | GROUPED
 CONVOLUTION = {"convolution", "convolution_backward"}
 ATTENTION = {"attention"}
 ATTENTION_BACKWARD = {"attention_backward"}
 """Fused attention as capture records it (see `planner.capture.attention`)."""
 COMPUTE_HEAVY = MATMUL | CONVOLUTION | ATTENTION
 """Forward calls whose results selective recomputation keeps."""
+NORMS = {
+    "native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward",
+    "native_batch_norm", "native_batch_norm_backward", "_native_batch_norm_legit", "cudnn_batch_norm", "rms_norm",
+    "rms_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward", "_softmax", "_softmax_backward_data",
+    "_log_softmax", "_log_softmax_backward_data",
+}  # fmt: skip
+"""Calls that reduce over rows before they write them, which reach less of the memory bandwidth than streaming."""
 ALLOCATION = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 LOOKUP = {"embedding", "index", "index_select", "gather", "select", "slice"}
 """Calls that read of their first argument only what they return."""

@@ -59,7 +59,7 @@ class InputsPart(_Part):
     num_parameters: Count
     hardware: Name
     hardware_sha256: Sha256
-    hardware_evidence: Literal["datasheet", "measured"]
+    hardware_evidence: Literal["measured", "datasheet", "derived"]
     device_memory_bytes: Positive
     num_devices: Positive
     job: JobPart

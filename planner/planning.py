@@ -106,7 +106,7 @@ def make_plan(
         schedule="1F1B",
         predicted=predict(best),
         search=result.report,
-        warnings=graph.warnings,
+        warnings=(*_mixed(cluster), *graph.warnings),
     )
     done = time.perf_counter()
     return PlanResult(
@@ -114,6 +114,19 @@ def make_plan(
         alternatives=tuple(Alternative(candidate=f.costs.candidate, predicted=predict(f)) for f in others),
         seconds={"capture": captured - started, "search": done - captured, "total": done - started},
     )
+
+
+def _mixed(cluster: Cluster) -> tuple[str, ...]:
+    """What the reader must know of a cluster of several kinds of machine."""
+    if len(cluster.machines) == 1:
+        return ()
+    name = cluster.name.rpartition(":")[0]
+    groups = ", ".join(f"{name}@{machines.name}" for machines in cluster.machines)
+    text = (
+        f"{cluster.name} mixes several kinds of machine: the work is split evenly and every price is that of the "
+        f"slowest ({cluster.device.name}); to plan one kind alone, name it: {groups}"
+    )
+    return (text,)
 
 
 def _inputs(setting: Setting, constraints: Constraints, torch_version: str) -> PlanInputs:

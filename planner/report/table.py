@@ -1,26 +1,25 @@
-"""Plans, models and hardware as text for a terminal; equal values give equal text.
+"""Plans and models as text for a terminal; equal values give equal text.
 
 A plan takes at most `MAX_LINES` lines of `WIDTH` columns: what does not fit is summed up, never wrapped.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from costmodels import units
 from costmodels.breakdown import Breakdown
-from hardware_profiles.schema import Profile
 from planner.plan import Candidate, Plan, PlanResult
+from planner.report.columns import WIDTH as WIDTH
+from planner.report.columns import columns, cut, text
 
-WIDTH = 100
 MAX_LINES = 30
 _MAX_PLANS = 8
 _MAX_PARTS = 8
@@ -45,39 +44,15 @@ def render(result: PlanResult, *, saved: Path | None = None, color: bool = False
     """
     plan = result.plan
     sections = [_headline(plan), _plans(result), _prices(plan), _outcome(plan, saved)]
-    return _text(sections, color=color)
+    return text(sections, color=color)
 
 
 def render_models(presets: Mapping[str, Preset]) -> str:
     """Built-in models: name, published number of parameters (rounded), default sequence length, description."""
-    table = _columns("model", ">parameters", ">seq len", "")
+    table = columns("model", ">parameters", ">seq len", "")
     for name, preset in presets.items():
         table.add_row(name, units.format_count(preset.published_parameters), f"{preset.seq_len:,}", preset.description)
-    return _text([table])
-
-
-def render_profile(profile: Profile) -> str:
-    """What the planner takes a piece of hardware for: one device, then the levels of links from the inside out."""
-    device = profile.device.build(profile.name)
-    facts = _columns("profile", profile.name)
-    facts.add_row("figures", profile.evidence)
-    for dtype, rate in device.peak_flop_per_s:
-        facts.add_row(f"peak {dtype}", f"{units.format_rate(rate)} dense")
-    memory = f"{units.format_bytes(device.memory_bytes)} at {units.format_bandwidth(device.memory_bytes_per_s)}"
-    facts.add_row("device memory", memory)
-    facts.add_row("compute units", f"{device.num_compute_units:,}")
-
-    levels = _columns("level", ">devices", ">each way per device", ">sustained", ">latency")
-    for section in profile.levels:
-        level = section.build(section.num_devices or 1)
-        levels.add_row(
-            level.name,
-            "any" if section.num_devices is None else f"{level.num_devices:,}",
-            units.format_bandwidth(level.bytes_per_s),
-            f"{level.sustained_fraction:.0%}",
-            units.format_seconds(level.latency_s),
-        )
-    return _text([facts, levels])
+    return text([table])
 
 
 def layout_words(candidate: Candidate) -> str:
@@ -105,6 +80,14 @@ def why_slower(best: Breakdown, other: Breakdown) -> str:
     return f"+{units.format_seconds(seconds)} {name}" if seconds > 0 else "as fast"
 
 
+_SURE = {
+    "measured": "all figures measured",
+    "datasheet": "figures measured or from datasheets",
+    "derived": "figures measured, from datasheets, some derived",
+}
+"""What the weakest evidence of a cluster's figures says of them all."""
+
+
 def _headline(plan: Plan) -> RenderableType:
     inputs, job = plan.inputs, plan.inputs.job
     samples = f"{job.global_batch:,} x {job.seq_len:,} tokens" if job.seq_len > 1 else f"{job.global_batch:,} samples"
@@ -114,14 +97,14 @@ def _headline(plan: Plan) -> RenderableType:
         f"{job.optimizer}\n",
         (inputs.hardware, "bold"),
         f": {inputs.num_devices:,} devices of {units.format_bytes(inputs.device_memory_bytes)}, "
-        f"figures from {inputs.hardware_evidence}",
+        f"{_SURE[inputs.hardware_evidence]}",
     )
 
 
 def _plans(result: PlanResult) -> RenderableType:
     inputs, best = result.plan.inputs, result.plan.predicted.breakdown
     unit = "tok" if inputs.job.seq_len > 1 else "samples"
-    table = _columns("layout", "recompute", ">step", f">{unit}/s/dev", ">MFU", ">peak GiB", "why slower")
+    table = columns("layout", "recompute", ">step", f">{unit}/s/dev", ">MFU", ">peak GiB", "why slower")
     plans = [(result.plan.candidate, result.plan.predicted), *((a.candidate, a.predicted) for a in result.alternatives)]
     for rank, (candidate, predicted) in enumerate(plans[:_MAX_PLANS], start=1):
         rate = predicted.tokens_per_s / inputs.num_devices
@@ -132,7 +115,7 @@ def _plans(result: PlanResult) -> RenderableType:
             f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
             f"{predicted.mfu:.1%}",
             f"{units.gib(predicted.peak_bytes):.1f}/{units.gib(inputs.device_memory_bytes):.0f}",
-            _cut("best" if rank == 1 else why_slower(best, predicted.breakdown)),
+            cut("best" if rank == 1 else why_slower(best, predicted.breakdown)),
             style="bold" if rank == 1 else "",
         )
     if len(plans) > _MAX_PLANS:
@@ -167,7 +150,7 @@ def _parts(title: str, parts: Mapping[str, float], shown: Callable[[float], str]
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for name, value in rows:
-        table.add_row(_cut(name), shown(value), f"{value / total:.0%}")
+        table.add_row(cut(name), shown(value), f"{value / total:.0%}")
     return Group(Text(title, style="bold"), table)
 
 
@@ -186,12 +169,12 @@ def _outcome(plan: Plan, saved: Path | None) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="bold", no_wrap=True)
     counts = f"{search.candidates:,} candidates, {search.priced:,} priced; rejected: {', '.join(rejected) or 'none'}"
-    lines.add_row("search", _cut(counts))
-    lines.add_row("proof", _cut(proof))
+    lines.add_row("search", cut(counts))
+    lines.add_row("proof", cut(proof))
     if plan.warnings:
         lines.add_row("warnings", f"{len(plan.warnings)}, in full on stderr and under predicted.warnings of the plan")
     if saved is not None:
-        lines.add_row("saved", _cut(str(saved)))
+        lines.add_row("saved", cut(str(saved)))
     save = "" if saved else "; -o plan.json saves this one"
     lines.add_row("next", f"pins such as --tp 8 or --recompute none price other plans{save}")
     return lines
@@ -208,28 +191,3 @@ def _groups(breakdown: Breakdown) -> dict[str, float]:
 
 def _largest_first(values: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(values.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _columns(*headers: str) -> Table:
-    """A table without rules; ``>`` before a header aligns its column to the right; only the last one can shrink."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for header in headers:
-        justify: Literal["left", "right"] = "right" if header.startswith(">") else "left"
-        table.add_column(Text(header.removeprefix(">")), justify=justify, no_wrap=header is not headers[-1])
-    return table
-
-
-def _cut(text: str) -> Text:
-    """A cell that takes the width that is left and is cut there, in a column that may shrink."""
-    return Text(text, no_wrap=True, overflow="crop")
-
-
-def _text(sections: Iterable[RenderableType], *, color: bool = False) -> str:
-    """Sections, an empty line between two of them, without trailing spaces."""
-    out = io.StringIO()
-    console = Console(file=out, width=WIDTH, force_terminal=color, highlight=False, markup=False, emoji=False)
-    for index, section in enumerate(sections):
-        if index:
-            console.print()
-        console.print(section, no_wrap=True, overflow="crop", crop=True)
-    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())

@@ -235,9 +235,11 @@ def op_seconds(op: Op, block: Block, shapes: Sequence[Shape], device: Device) ->
     products = ops.gemms(op, shapes)
     moved = ops.moved_bytes(op, block, shapes)
     if not products or ops.is_depthwise(op, products):
-        return "memory_bound", compute.memory_bound_s(device, moved)
+        return "memory_bound", compute.memory_bound_s(device, moved, "norm" if op.name in ops.NORMS else "pointwise")
     # A convolution reads its input once, not as the matrix of patches that it multiplies.
     share = moved / len(products) if op.name in ops.CONVOLUTION else None
+    grouped = op.name in ops.GROUPED
     return "gemm", sum(
-        compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k, moved_bytes=share) for g in products
+        compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k, moved_bytes=share, grouped=grouped)
+        for g in products
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
@@ -159,28 +159,29 @@ class StageCosts:
         ``dp_shard`` shards (see `costmodels.memory`)."""
         gather, reduce, replicate = self._gather_s, self._reduce_s, self._replicate_s
         forward, backward = self.forward_s, self.backward_s
+        overlapped = partial(exposed, compute_slowdown=self.setting.cluster.library.compute_slowdown)
 
         def replica_reduce(busy: Array) -> dict[str, Exposed]:
             """In the last microbatch, behind what backward the other communication (``busy``) leaves free."""
-            return {"dp.replica_reduce": exposed(replicate, np.maximum(backward - busy, 0.0))}
+            return {"dp.replica_reduce": overlapped(replicate, np.maximum(backward - busy, 0.0))}
 
         match self.candidate.zero_stage:
             case 0:
-                return {}, {"dp.gradient_reduce": exposed(replicate, backward)}
+                return {}, {"dp.gradient_reduce": overlapped(replicate, backward)}
             case 1:
                 return {}, {
-                    "dp.parameter_gather": exposed(gather, forward),
-                    "dp.gradient_reduce": exposed(reduce + replicate, backward),
+                    "dp.parameter_gather": overlapped(gather, forward),
+                    "dp.gradient_reduce": overlapped(reduce + replicate, backward),
                 }
             case 2:
-                return {"dp.gradient_reduce": exposed(reduce, backward)}, {
-                    "dp.parameter_gather": exposed(gather, forward),
+                return {"dp.gradient_reduce": overlapped(reduce, backward)}, {
+                    "dp.parameter_gather": overlapped(gather, forward),
                     **replica_reduce(reduce),
                 }
             case _:
-                both = exposed(gather + reduce, backward)
+                both = overlapped(gather + reduce, backward)
                 return {
-                    "dp.parameter_gather": exposed(gather, forward),
+                    "dp.parameter_gather": overlapped(gather, forward),
                     "dp.parameter_regather": both.share(gather),
                     "dp.gradient_reduce": both.share(reduce),
                 }, replica_reduce(gather + reduce)
@@ -213,7 +214,7 @@ class StageCosts:
             precision=self.setting.precision, num_states=self.setting.num_states, numel=1.0
         )
         launch = self.setting.cluster.device.launch_overhead_s
-        per_element = compute.memory_bound_s(self.setting.cluster.device, moved) - launch
+        per_element = compute.memory_bound_s(self.setting.cluster.device, moved, "optimizer") - launch
         return self.reduced_numel / share * per_element
 
     @cached_property

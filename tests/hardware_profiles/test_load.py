@@ -6,26 +6,46 @@ import pytest
 
 from hardware_profiles.errors import ProfileError, UnknownNameError
 from hardware_profiles.load import load_cluster, load_profile, names
+from hardware_profiles.schema import MixedProfile, Profile
+from tests.hardware_profiles.faults import GOOD
 
-GOOD = Path(__file__).with_name("toy.toml").read_text(encoding="utf-8")
+PROFILES = {name: load_profile(name) for name in names()}
 
 
 def shape(hardware: str, num_devices: int | None = None) -> list[tuple[str, int]]:
-    return [(level.name, level.num_devices) for level in load_cluster(hardware, num_devices).levels]
+    cluster = load_cluster(hardware, num_devices)
+    return [("node", cluster.devices_per_node), *((level.name, level.num_devices) for level in cluster.network)]
 
 
 def test_packaged_names() -> None:
-    assert names() == ("a100-40gb", "a100-80gb", "ascend-910b", "cpu-gloo", "h100-sxm", "h200-sxm", "mi250x")
+    assert names() == (
+        "a100-40gb", "a100-80gb", "a100-pcie", "ascend-910a", "ascend-910b", "atlas-800t-a2", "b200-sxm", "cpu-gloo",
+        "dgx-a100", "dgx-h100", "frontier", "h100-pcie", "h100-sxm", "h200-sxm", "mi250x", "mi300x", "pcie-box",
+        "sn40l", "two-islands",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_packaged_profile_loads_under_its_name(name: str) -> None:
-    profile = load_profile(name)
+def test_every_packaged_figure_says_where_it_comes_from(name: str) -> None:
+    profile = PROFILES[name]
     assert profile.name == name
-    cluster = load_cluster(name, 2)
-    assert cluster.num_devices == 2
-    assert cluster.device.peak("bfloat16") > 0
-    assert cluster.evidence == profile.evidence
+    figures = profile.figures()
+    assert figures
+    for path, figure in figures.items():
+        assert figure.evidence, path
+        assert figure.source, path
+        assert len(figure.source) <= 250, path
+
+
+@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if isinstance(profile, Profile)])
+def test_every_packaged_profile_is_a_cluster(name: str) -> None:
+    profile = PROFILES[name]
+    assert isinstance(profile, Profile)
+    whole = load_cluster(name, profile.node.num_devices)
+    assert whole.num_devices == profile.node.num_devices
+    assert whole.evidence == profile.evidence
+    if profile.network:
+        assert load_cluster(name, 2 * profile.node.num_devices).num_nodes == 2
 
 
 @pytest.mark.parametrize(
@@ -39,9 +59,7 @@ def test_every_packaged_profile_loads_under_its_name(name: str) -> None:
         ("h100-sxm", 1, [("node", 1)]),
         ("h100-sxm", 16, [("node", 8), ("network", 16)]),
         ("h100-sxm:4x1", None, [("node", 1), ("network", 4)]),
-        ("mi250x:16x8", None, [("card", 2), ("node", 8), ("network", 128)]),
-        ("mi250x", 2, [("card", 2), ("node", 2)]),
-        ("mi250x", 1, [("node", 1)]),
+        ("mi250x:16x8", None, [("node", 8), ("network", 128)]),
         ("cpu-gloo", 5, [("node", 5)]),
     ],
 )
@@ -77,12 +95,12 @@ def test_names_and_sizes() -> None:
         ("h100-sxm:2x8", 8, "h100-sxm:2x8: 2 x 8 is 16 devices, but 8 were asked for"),
         ("h100-sxm", 12, "h100-sxm: number of devices (12) must be at most one node (8) or a multiple of it"),
         ("h100-sxm", 0, "h100-sxm: number of devices (0) must be at least 1"),
-        ("mi250x", 3, "mi250x: level 'node' with 3 devices must be a multiple of the level inside it (2)"),
         (
             "cpu-gloo:2x2",
             None,
-            "cpu-gloo:2x2: 4 devices do not fit: the outermost level 'node' of profile cpu-gloo joins 2",
+            "cpu-gloo:2x2: 2 nodes, but profile cpu-gloo has no [nic] and [[network]] to join them",
         ),
+        ("h100-sxm@left", 8, "h100-sxm@left: h100-sxm is not a mixed cluster and has no group 'left'"),
         ("nowhere/x.toml", 8, f"nowhere/x.toml: no such profile file; packaged profiles: {', '.join(names())}"),
     ],
 )
@@ -93,8 +111,10 @@ def test_errors_name_rule_and_numbers(hardware: str, num_devices: int | None, me
 
 
 def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown hardware 'h100'\. Did you mean 'h100-sxm'\? Known: a100-40gb"):
-        load_cluster("h100", 8)
+    with pytest.raises(
+        UnknownNameError, match=r"unknown hardware 'h10-sxm'\. Did you mean 'h100-sxm'\? Known: a100-40gb"
+    ):
+        load_cluster("h10-sxm", 8)
 
 
 def test_files(tmp_path: Path) -> None:
@@ -111,30 +131,33 @@ def test_files(tmp_path: Path) -> None:
         load_cluster(str(path), 8)
 
 
-def test_a_level_between_node_and_network(tmp_path: Path) -> None:
-    rack = (
-        '[[levels]]\nname = "rack"\nnum_devices = 16\ngb_per_s = 50.0\nsustained_fraction = 0.8\nlatency_us = 4.0\n\n'
+def test_a_file_may_stand_on_a_packaged_profile(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "mine"\nbase = "h100-sxm"\n[nic]\ncount = 4\ngb_per_s = 25.0\nlatency_us = 3.0\n'
+        "collective_fraction = 0.9\nsend_fraction = 0.9\ncontended_fraction = 0.8\n"
     )
-    path = tmp_path / "rack.toml"
-    path.write_text(GOOD.replace('[[levels]]\nname = "network"', rack + '[[levels]]\nname = "network"'))
-    assert shape(f"{path}:8x4") == [("node", 4), ("rack", 16), ("network", 32)]
-    assert shape(f"{path}:8x2") == [("node", 2), ("rack", 8), ("network", 16)]
-    assert shape(f"{path}:4x4") == [("node", 4), ("rack", 16)]
-    assert shape(f"{path}:2x4") == [("node", 4), ("rack", 8)]
-    assert shape(f"{path}:1x4") == [("node", 4)]
-    with pytest.raises(
-        ProfileError, match=r"level 'network' with 24 devices must be a multiple of the level inside it \(16\)"
-    ):
-        load_cluster(f"{path}:6x4")
+    mine, base = load_cluster(f"{path}:2x8"), load_cluster("h100-sxm:2x8")
+    assert mine.machines[0].node == base.machines[0].node
+    assert mine.machines[0].nic != base.machines[0].nic
+    path.write_text('name = "mine"\nbase = "h100"\n')
+    with pytest.raises(UnknownNameError, match="Did you mean"):
+        load_cluster(f"{path}:2x8")
+    path.write_text('name = "mine"\nbase = "two-islands"\n')
+    with pytest.raises(ProfileError, match="base = 'two-islands': a mixed cluster cannot be a base"):
+        load_cluster(f"{path}:2x8")
 
 
-def test_the_fingerprint_depends_on_content_and_size_alone(tmp_path: Path) -> None:
-    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
-    one.write_text(GOOD)
-    two.write_text("# a comment\n" + GOOD.replace("16.0", "16.00"))
-    same = load_cluster(str(one), 8).fingerprint
-    assert len(same) == 64
-    assert load_cluster(str(two), 8).fingerprint == load_cluster(f"{one}:2x4").fingerprint == same
-    assert load_cluster(str(one), 12).fingerprint != same
-    two.write_text(GOOD.replace("16.0", "17.0"))
-    assert load_cluster(str(two), 8).fingerprint != same
+def test_a_group_of_a_mixed_cluster_is_a_cluster_of_its_own() -> None:
+    mixed = PROFILES["two-islands"]
+    assert isinstance(mixed, MixedProfile)
+    for section in mixed.groups:
+        part = load_cluster(f"two-islands@{section.name}")
+        assert part.num_nodes == section.num_nodes
+        assert part.name == f"two-islands@{section.name}:{section.num_nodes}x{part.devices_per_node}"
+        assert load_cluster(f"two-islands@{section.name}:1x4").num_devices == 4
+    with pytest.raises(UnknownNameError, match=f"unknown group of two-islands 'nobody'.*{mixed.groups[0].name}"):
+        load_cluster("two-islands@nobody")
+    first = mixed.groups[0]
+    with pytest.raises(ProfileError, match=f"{first.num_nodes + 1} nodes do not fit: group '{first.name}' has"):
+        load_cluster(f"two-islands@{first.name}:{first.num_nodes + 1}x8")

@@ -1,129 +1,145 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from hardware_profiles.errors import ProfileError
-from hardware_profiles.schema import parse_profile
+from hardware_profiles.schema import MixedProfile, parse_profile
+from tests.hardware_profiles.faults import GOOD, errors, profile
 
-GOOD = Path(__file__).with_name("toy.toml").read_text(encoding="utf-8")
-
-
-def errors(old: str, new: str) -> list[str]:
-    assert old in GOOD
-    with pytest.raises(ProfileError) as caught:
-        parse_profile(GOOD.replace(old, new, 1), "toy.toml")
-    return str(caught.value).splitlines()
-
-
-def test_a_good_profile_becomes_si_units() -> None:
-    profile = parse_profile(GOOD, "toy.toml")
-    device = profile.device.build(profile.name)
-    assert device.peak("bfloat16") == 100e12
-    assert device.memory_bytes == 16 * 2**30
-    assert device.memory_bytes_per_s == 1e12
-    assert device.gemm_tile == (128, 64)
-    assert device.launch_overhead_s == pytest.approx(2e-6)
-    level = profile.node.build(4)
-    assert (level.num_devices, level.bytes_per_s, level.switch_reduce_fraction, level.full_mesh) == (
-        4,
-        100e9,
-        0.0,
-        False,
-    )
-    assert level.latency_s == pytest.approx(3e-6)
-
-
-def test_decimal_memory_is_decimal() -> None:
-    profile = parse_profile(GOOD.replace("memory_gib = 16.0", "memory_gb = 16.0"), "toy.toml")
-    assert profile.device.build("toy").memory_bytes == 16e9
+SPINE = '\n[[network]]\nname = "spine"\nlatency_us = 1.0\nrouting = "sprayed"\n'
+MIXED = """
+name = "mixed"
+[[groups]]
+name = "left"
+hardware = "h100-sxm"
+num_nodes = 2
+[[groups]]
+name = "right"
+hardware = "a100-80gb"
+num_nodes = 2
+[[network]]
+name = "wan"
+latency_us = 100.0
+uplink_gb_per_s = 10.0
+routing = "sprayed"
+"""
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("memory_gib = 16.0", "", "toy.toml: device: give exactly one of memory_gib and memory_gb"),
-        (
-            "memory_gib = 16.0",
-            "memory_gib = 16\nmemory_gb = 16",
-            "toy.toml: device: give exactly one of memory_gib and memory_gb",
-        ),
-        ("memory_gib = 16.0", "memory_gib = -1", "toy.toml: device.memory_gib = -1: Input should be greater than 0"),
-        ("memory_gib = 16.0", "memory_gib = inf", "toy.toml: device.memory_gib = inf: Input should be a finite number"),
-        (
-            "memory_gib = 16.0",
-            'memory_gib = "16"',
-            "toy.toml: device.memory_gib = '16': Input should be a valid number",
-        ),
-        (
-            "memory_gib = 16.0",
-            "memory_gib = true",
-            "toy.toml: device.memory_gib = True: Input should be a valid number",
-        ),
-        ("memory_gib = 16.0", "memory_gib = 16\nmemory = 16", "toy.toml: device.memory = 16: unknown key"),
-        ("launch_overhead_us = 2.0", "", "toy.toml: device.launch_overhead_us: required key is missing"),
-        (
-            "num_compute_units = 10",
-            "num_compute_units = 1.5",
-            "toy.toml: device.num_compute_units = 1.5: Input should be a valid integer",
-        ),
-        (
-            "sustained_fraction = 0.9\nlatency_us = 5.0",
-            "sustained_fraction = 90\nlatency_us = 5.0",
-            "toy.toml: levels[1].sustained_fraction = 90: Input should be less than or equal to 1",
-        ),
-        (
-            'evidence = "datasheet"',
-            'evidence = "guess"',
-            "toy.toml: evidence = 'guess': Input should be 'datasheet' or 'measured'",
-        ),
-        (
-            'name = "toy"',
-            'name = "My Toy"',
-            "toy.toml: name = 'My Toy': String should match pattern '^[a-z0-9][a-z0-9_-]*$'",
-        ),
-        ('name = "node"', 'name = "box"', "toy.toml: one level must be called 'node', got box, network"),
-        ('name = "network"', 'name = "node"', "toy.toml: level names must differ, got node, node"),
-        (
-            "num_devices = 4",
-            "",
-            "toy.toml: num_devices of level 'node' is missing; only the outermost level may leave it out",
-        ),
-        (
-            "gb_per_s = 10.0",
-            "gb_per_s = 10.0\nnum_devices = 6",
-            "toy.toml: num_devices of level 'network' (6) must be a multiple of 4",
-        ),
-        ("[128, 64]", "[128]", "toy.toml: device.gemm_tile: List should have at least 2 items after validation, not 1"),
+        ('name = "toy"', 'name = "My Toy"', "name = 'My Toy': String should match pattern '^[a-z0-9][a-z0-9_-]*$'"),
+        ('name = "toy"', 'name = "toy"\ncolour = 3', "colour = 3: unknown key"),
+        ("copy_gb_per_s = 500.0", "copy_gb_per_s = 5000.0", "collectives.copy_gb_per_s = 5000: above device.memory"),
+        ('name = "network"\n', 'name = "network"\noversubscription = 2.0\n', "network[0] (network): the cards limit"),
     ],
 )
 def test_one_line_per_fault(old: str, new: str, line: str) -> None:
-    (got,) = errors(old, new)
-    assert got.startswith(line)
+    (got,) = errors((old, new))
+    assert got.startswith(f"toy.toml: {line}")
 
 
-def test_inner_levels_nest() -> None:
-    card = '[[levels]]\nname = "card"\nnum_devices = 3\ngb_per_s = 1.0\nsustained_fraction = 0.8\nlatency_us = 1.0\n\n'
-    (got,) = errors('[[levels]]\nname = "node"', card + '[[levels]]\nname = "node"')
-    assert got == "toy.toml: num_devices of level 'node' (4) must be a larger multiple of 3"
-
-
-def test_a_device_without_any_peak() -> None:
-    (got,) = errors("peak_bf16_tflop_per_s = 100", "")
-    assert got.startswith("toy.toml: device: give at least one of peak_fp64_tflop_per_s, peak_fp32_tflop_per_s")
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (GOOD + SPINE, "network[0] (network): num_nodes is missing; only the last may leave it out"),
+        (GOOD + "num_nodes = 4\n" + SPINE, "network[1] (spine): oversubscription or uplink_gb_per_s is missing"),
+        (
+            GOOD + "num_nodes = 4\n" + SPINE.replace("spine", "network"),
+            "level names must differ, got network, network",
+        ),
+        (
+            GOOD + "num_nodes = 4\n" + SPINE + "num_nodes = 6\noversubscription = 2\n",
+            "network[1] (spine): num_nodes = 6 must be a larger multiple of 4",
+        ),
+        (
+            GOOD + "num_nodes = 4\n" + SPINE + "uplink_gb_per_s = 161.0\n",
+            "network[1] (spine): uplink_gb_per_s = 161: above the 4 x 4 cards of 10 GB/s below it (160)",
+        ),
+        (GOOD[: GOOD.index("[nic]")], ""),
+        (
+            GOOD[: GOOD.index("[[network]]")],
+            "[nic] and [[network]] go together: give both, or neither for a single machine",
+        ),
+    ],
+)
+def test_levels_follow_from_each_other(text: str, line: str) -> None:
+    if not line:
+        parse_profile(text, "toy.toml")
+        return
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(text, "toy.toml")
+    assert str(caught.value).startswith(f"toy.toml: {line}")
 
 
 def test_all_faults_at_once() -> None:
-    got = errors(
-        "memory_gb_per_s = 1000.0\nmemory_sustained_fraction = 0.8",
-        "memory_gb_per_s = 0\nmemory_sustained_fraction = 2",
-    )
-    assert len(got) == 2
-    assert got[0].startswith("toy.toml: device.memory_gb_per_s = 0: ")
-    assert got[1].startswith("toy.toml: device.memory_sustained_fraction = 2: ")
+    got = errors(("memory_gb_per_s = 1000.0", "memory_gb_per_s = 0"), ("gemm = 0.9", "gemm = 2"))
+    assert [line.split(" = ")[0] for line in got] == [
+        "toy.toml: device.memory_gb_per_s",
+        "toy.toml: device.efficiency.gemm",
+    ]
 
 
 def test_broken_toml_says_where() -> None:
-    (got,) = errors("num_compute_units = 10", "num_compute_units = = 10")
-    assert got == "toy.toml: not valid TOML: Invalid value (at line 9, column 21)"
+    (got,) = errors(("num_compute_units = 10", "num_compute_units = = 10"))
+    assert got == "toy.toml: not valid TOML: Invalid value (at line 7, column 21)"
+
+
+def test_every_figure_is_found_by_its_path() -> None:
+    figures = profile().figures()
+    assert figures["node.gb_per_s"].value == 100
+    assert figures["device.efficiency.norm"].value == 0.7
+    assert figures["network[0].latency_us"].value == 0
+    assert len(figures) == 24
+
+
+def test_the_evidence_of_a_profile_is_its_weakest() -> None:
+    assert profile().evidence == "derived"
+    text = GOOD
+    for path, figure in profile().figures().items():
+        key = path.rpartition(".")[2]
+        number = figure.value if isinstance(figure.value, int) else float(figure.value)
+        for spelling in {f"\n{key} = {number}\n", f"\n{key} = {int(number)}\n"}:
+            text = text.replace(spelling, f'\n{key} = {{ value = {number}, evidence = "measured" }}\n')
+    measured = parse_profile(text, "toy.toml")
+    assert measured.evidence == "measured"  # type: ignore[union-attr]
+    weaker = text.replace('value = 0.9, evidence = "measured"', 'value = 0.9, evidence = "datasheet"', 1)
+    assert parse_profile(weaker, "toy.toml").evidence == "datasheet"  # type: ignore[union-attr]
+
+
+def test_a_base_gives_the_sections_that_are_missing() -> None:
+    asked: list[str] = []
+
+    def base(name: str) -> dict[str, object]:
+        import tomllib
+
+        asked.append(name)
+        return tomllib.loads(GOOD)
+
+    text = 'name = "other"\nbase = "toy"\n' + GOOD[GOOD.index("[nic]") :].replace("gb_per_s = 10.0", "gb_per_s = 20.0")
+    other = parse_profile(text, "other.toml", base)
+    assert asked == ["toy"]
+    assert other.name == "other"
+    assert other.nic.gb_per_s.value == 20  # type: ignore[union-attr]
+    assert other.device == profile().device  # type: ignore[union-attr]
+
+
+def test_a_mixed_cluster_is_groups_and_what_joins_them() -> None:
+    mixed = parse_profile(MIXED, "mixed.toml")
+    assert isinstance(mixed, MixedProfile)
+    assert [group.name for group in mixed.groups] == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('name = "right"', 'name = "left"', "group names must differ, got left, left"),
+        ("uplink_gb_per_s = 10.0\n", "", "network[0] (wan): oversubscription or uplink_gb_per_s is missing"),
+        ('name = "mixed"', 'name = "mixed"\n[device]\nx = 1', "device: unknown key"),
+        ("num_nodes = 2\n", "", "groups[0].num_nodes: required key is missing"),
+    ],
+)
+def test_faults_of_a_mixed_cluster(old: str, new: str, line: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(MIXED.replace(old, new, 1), "mixed.toml")
+    assert str(caught.value).startswith(f"mixed.toml: {line}")

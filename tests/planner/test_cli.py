@@ -162,20 +162,9 @@ def test_wrong_usage_is_exit_code_2(run: Any, arguments: list[str]) -> None:
     assert "Usage:" in done.err
 
 
-def test_schema_and_version_and_hardware(run: Any) -> None:
+def test_schema_and_version(run: Any) -> None:
     assert json.loads(run("schema", "plan").out) == plan_file.json_schema()
     assert run("--version").out.startswith("meshwright 0.")
-    listed = run("hardware", "list")
-    assert "h100-sxm" in listed.out.splitlines()
-    shown = run("hardware", "show", "h100-sxm")
-    assert "peak bfloat16" in shown.out
-    assert "datasheet" in shown.out
-
-
-def test_unknown_hardware_names_the_nearest(run: Any) -> None:
-    done = run("hardware", "show", "h100-smx")
-    assert (done.code, done.out) == (4, "")
-    assert "Did you mean 'h100-sxm'?" in done.err
 
 
 def test_models_are_listed_with_their_parameters(run: Any) -> None:

@@ -124,6 +124,23 @@ def test_one_device_is_a_plan() -> None:
     assert plan.predicted.breakdown.seconds("pp") == 0
 
 
+def test_a_mixed_cluster_is_planned_at_its_slowest_and_each_group_alone() -> None:
+    whole = make_plan("gpt2", hardware="two-islands", top=1).plan
+    (warning,) = (text for text in whole.warnings if "mixes several kinds" in text)
+    parts = [make_plan("gpt2", hardware=f"two-islands@{name}", top=1).plan for name in ("ib", "roce")]
+    assert all(f"two-islands@{name}" in warning for name in ("ib", "roce"))
+    assert whole.inputs.num_devices == sum(part.inputs.num_devices for part in parts)
+    assert not any("mixes" in text for part in parts for text in part.warnings)
+    assert len({plan.inputs.hardware_sha256 for plan in (whole, *parts)}) == 3
+
+
+@pytest.mark.parametrize("hardware", ["mi300x:1x8", "frontier:4x8", "dgx-h100:64x8", "pcie-box:1x8", "sn40l:1x8"])
+def test_every_kind_of_machine_is_planned(hardware: str) -> None:
+    plan = make_plan("gpt2", hardware=hardware, top=1).plan
+    assert plan.predicted.step_s > 0
+    assert plan.inputs.hardware == hardware
+
+
 def test_images_have_no_sequence_to_share() -> None:
     plan = make_plan("vit-l-16", hardware="h200-sxm:1x8", constraints=Constraints(tp=2)).plan
     assert plan.inputs.job.seq_len == 1

@@ -40,9 +40,12 @@ def test_on_one_device_a_pass_is_the_sum_of_its_operations_on_whole_tensors(fami
         for op in block.ops:
             if op.phase == phase and not ops.is_free(op, block):
                 for g in ops.gemms(op, shapes):
-                    gemm += compute.gemm_s(CLUSTER.device, "bfloat16", batch=g.groups, m=g.m, n=g.n, k=g.k)
+                    dims = {"batch": g.groups, "m": g.m, "n": g.n, "k": g.k}
+                    gemm += compute.gemm_s(CLUSTER.device, "bfloat16", **dims, grouped="grouped" in op.name)
                 if not ops.gemms(op, shapes) and not ops.attention(op, shapes):
-                    moved += compute.memory_bound_s(CLUSTER.device, ops.moved_bytes(op, block, shapes))
+                    norm = "norm" in op.name or "softmax" in op.name
+                    num_bytes = ops.moved_bytes(op, block, shapes)
+                    moved += compute.memory_bound_s(CLUSTER.device, num_bytes, "norm" if norm else "pointwise")
         assert (seconds.gemm, seconds.memory_bound) == pytest.approx((gemm, moved))
         assert seconds.collectives == 0
         assert seconds.attention > 0

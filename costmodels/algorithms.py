@@ -1,0 +1,195 @@
+"""The ways to run a collective, each as two numbers: what its dependent hops take, and what its busiest link carries.
+
+Notation: a group of ``n`` members meets at levels ``i`` (innermost first) with fan ``f_i``, sustained bandwidth per
+member ``B_i`` and hop latency ``a_i``; ``k_i`` is the product of the fans inside level ``i``, the members that leave a
+unit side by side, each over its own link. ``M`` is the message in bytes.
+
+Levels are different links. Where a message is cut into chunks that flow through all of them at once (ring, tree,
+switches) the busiest level counts; where one level is finished before the next begins (halving-doubling,
+hierarchical) they add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+
+from hardware_profiles.cluster import Group, GroupLevel
+from hardware_profiles.rates import NODE
+
+
+@dataclass(frozen=True)
+class Way:
+    """One algorithm for one message: its name, seconds of hops and seconds of the busiest link."""
+
+    algorithm: str
+    hops_s: float
+    wire_s: float
+    node_s: float
+    """Of ``wire_s``, what the links inside the node are busy with."""
+
+
+def ring(group: Group, num_bytes: float) -> Way:
+    """All-gather or reduce-scatter around a ring of all members, which every level's links carry side by side.
+
+    Hops ``sum_i a_i (n / k_i - n / k_(i+1))``, the edges of the ring between the units of each level, the closing one
+    not counted. Wire ``max_i (n - 1) / n * M / (k_i B_i)``. Source: Patarasuk & Yuan 2009, "Bandwidth optimal
+    all-reduce algorithms"; NCCL-tests, doc/PERFORMANCE.md.
+    """
+    return Way("ring", _ring_hops_s(group), *_busiest_s(group, (group.size - 1) / group.size * num_bytes))
+
+
+def halving_doubling(group: Group, num_bytes: float) -> Way | None:
+    """Reduce-scatter by recursive halving, or all-gather by doubling; None unless all fans are powers of two.
+
+    Hops ``sum_i a_i log2 f_i``. Wire ``sum_i (f_i - 1) / f_i * M / (k_i B_i)``: level by level, outside only with
+    what the levels inside leave of the message. Source: Thakur, Rabenseifner & Gropp 2005, "Optimization of
+    collective communication operations in MPICH", sections 4.1, 4.2 and 4.5.
+    """
+    if any(level.fan & (level.fan - 1) for level in group.levels):
+        return None
+    hops_s = sum(level.latency_s * log2(level.fan) for level in group.levels)
+    phases_s = _phases_s(group, num_bytes)
+    return Way("halving-doubling", hops_s, sum(phases_s), _inside(group, phases_s))
+
+
+def hierarchical(group: Group, num_bytes: float) -> Way | None:
+    """A ring at each level in turn, two or three of them; None for a single level.
+
+    Hops ``sum_i a_i (f_i - 1)``. Wire ``sum_i (f_i - 1) / f_i * M / (k_i B_i)``. Source: Cho et al. 2019,
+    "BlueConnect"; Mikami et al. 2018, "Massively distributed SGD" (2-D torus all-reduce).
+    """
+    if len(group.levels) < 2:
+        return None
+    hops_s = sum(level.latency_s * (level.fan - 1) for level in group.levels)
+    phases_s = _phases_s(group, num_bytes)
+    return Way("hierarchical", hops_s, sum(phases_s), _inside(group, phases_s))
+
+
+def tree(group: Group, num_bytes: float) -> Way:
+    """All-reduce up and down two binary trees over the nodes, with a chain inside each node.
+
+    Hops ``2 (a_0 (f_0 - 1) + sum_i a_i ceil(log2 f_i))``, the sum over the levels above the node. Wire ``max_i 2 (f_i
+    - 1) / f_i * M / (k_i B_i)``: over ``f`` units each tree has ``f - 1`` edges, and half the message goes over each.
+    Source: Sanders, Speck & Traeff 2009, "Two-tree algorithms for full bandwidth broadcast, reduction and scan";
+    Jeaugey 2019, "Massively scale your deep learning training with NCCL 2.4".
+    """
+    phases_s = [2 * phase_s for phase_s in _phases_s(group, num_bytes)]
+    return Way("tree", _tree_hops_s(group), max(phases_s), _inside(group, phases_s))
+
+
+def nvls(group: Group, num_bytes: float) -> Way | None:
+    """All-reduce inside the node's switch, and by trees between nodes; None where the switch does not reduce.
+
+    Every member sends its message once, and receives ``1 / f`` of it once more: wire ``(f + 1) / f * M / R`` in the
+    switch of rate ``R``, the tree's above; hops those of `tree`. Source: NVLink
+    SHARP (NVIDIA Hopper whitepaper); ``(f + 1) / f`` fits 4 to 8 H200 in the table of S. Bekman's ML Engineering
+    within 2 %.
+    """
+    node = group.levels[0]
+    if node.name != NODE or not node.reduce_bytes_per_s:
+        return None
+    in_switch_s = (node.fan + 1) / node.fan * num_bytes / node.reduce_bytes_per_s
+    above_s = [2 * phase_s for phase_s in _phases_s(group, num_bytes)[1:]]
+    return Way("nvls", _tree_hops_s(group), max([in_switch_s, *above_s]), 0.0)
+
+
+def sharp(group: Group, num_bytes: float) -> Way | None:
+    """All-reduce by the network's switches, between rings inside the node; None inside one node.
+
+    Above the node every link carries the message once each way: wire ``M / (k_i B_i)``, hops ``2 a_i`` up the
+    switches and down; inside the ring's. Source: Graham et al. 2016, "Scalable hierarchical aggregation protocol
+    (SHArP)".
+    """
+    hops_s, wires_s, inner = 0.0, [], 1
+    for level in group.levels:
+        inside = level.name == NODE
+        hops_s += 2 * level.latency_s * (level.fan - 1 if inside else 1)
+        passes = 2 * (level.fan - 1) / level.fan if inside else 1.0
+        wires_s.append(passes * num_bytes / inner / level.bytes_per_s)
+        inner *= level.fan
+    if all(level.name == NODE for level in group.levels):
+        return None
+    return Way("sharp", hops_s, max(wires_s), _inside(group, wires_s))
+
+
+def ring_broadcast(group: Group, num_bytes: float) -> Way:
+    """From one member around a ring: hops of `ring`; wire ``max_i M / (k_i B_i)``, every byte passing every hop once.
+
+    Source: NCCL-tests, doc/PERFORMANCE.md (factor 1).
+    """
+    return Way("ring", _ring_hops_s(group), *_busiest_s(group, num_bytes))
+
+
+def tree_broadcast(group: Group, num_bytes: float) -> Way:
+    """From one member down a binary tree at each level: hops ``sum_i a_i ceil(log2 f_i)``, wire of `ring_broadcast`.
+
+    Source: Sanders, Speck & Traeff 2009 (two trees reach the full bandwidth).
+    """
+    hops_s = sum(level.latency_s * ceil(log2(level.fan)) for level in group.levels)
+    return Way("tree", hops_s, *_busiest_s(group, num_bytes))
+
+
+def pairwise(group: Group, crossing_bytes: Sequence[float]) -> Way:
+    """All-to-all whose busiest member moves ``crossing_bytes[i]`` over its links of level ``i``.
+
+    Wire ``max_i crossing_i / X_i`` with ``X_i`` the level's bandwidth for exchanges; hops ``sum_i a_i (1 + log2
+    f_i)``, the fewest rounds for small messages. At a level of rails ``1 - 1 / k_i`` of the traffic has to change
+    rails and is forwarded inside the node, beside what stays there. Source: Thakur, Rabenseifner & Gropp 2005,
+    section 4.4; Bruck et al. 1997 for the rounds; PXN in NCCL 2.12.
+    """
+    wires_s, forwarded_s, inner = [], 0.0, 1
+    for level, moved_bytes in zip(group.levels, crossing_bytes, strict=True):
+        wires_s.append(moved_bytes / level.exchange_bytes_per_s)
+        if level.forward_bytes_per_s:
+            other_rails = 1 - 1 / inner if level.on_rails else 1.0
+            forwarded_s += moved_bytes * other_rails / level.forward_bytes_per_s
+        inner *= level.fan
+    node_s = _inside(group, wires_s) + forwarded_s
+    hops_s = sum(level.latency_s * (1 + log2(level.fan)) for level in group.levels)
+    return Way("pairwise", hops_s, max([*wires_s, node_s]), node_s)
+
+
+def stays_on_rail(level: GroupLevel) -> bool:
+    """Neighbours at this level need no relay inside their nodes."""
+    return level.on_rails or not level.forward_bytes_per_s
+
+
+def _ring_hops_s(group: Group) -> float:
+    hops_s, inner = 0.0, 1
+    for level in group.levels:
+        hops_s += level.latency_s * (group.size // inner - group.size // (inner * level.fan))
+        inner *= level.fan
+    return hops_s
+
+
+def _tree_hops_s(group: Group) -> float:
+    return 2 * sum(
+        level.latency_s * (level.fan - 1 if level.name == NODE else ceil(log2(level.fan))) for level in group.levels
+    )
+
+
+def _phases_s(group: Group, num_bytes: float) -> list[float]:
+    """``(f_i - 1) / f_i * M / (k_i B_i)`` of every level."""
+    phases, inner = [], 1
+    for level in group.levels:
+        phases.append((level.fan - 1) / level.fan * num_bytes / inner / level.bytes_per_s)
+        inner *= level.fan
+    return phases
+
+
+def _busiest_s(group: Group, hop_bytes: float) -> tuple[float, float]:
+    """(busiest link, links inside the node) when every hop of the rings carries ``hop_bytes`` in total."""
+    wires_s, forwarded_s, inner = [], 0.0, 1
+    for level in group.levels:
+        wires_s.append(hop_bytes / inner / level.bytes_per_s)
+        if not stays_on_rail(level):
+            forwarded_s = max(forwarded_s, hop_bytes / inner / level.forward_bytes_per_s)
+        inner *= level.fan
+    node_s = max(_inside(group, wires_s), forwarded_s)
+    return max([*wires_s, node_s]), node_s
+
+
+def _inside(group: Group, wires_s: Sequence[float]) -> float:
+    return wires_s[0] if group.levels[0].name == NODE else 0.0

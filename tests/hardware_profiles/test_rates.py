@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardware_profiles.cluster import Cluster, Mesh, NetworkLevel, Nic
+from hardware_profiles.load import load_cluster
+from hardware_profiles.rates import hashed_fraction
+from hardware_profiles.topology import group
+from tests.hardware_profiles.pictures import TOY, links, with_fabric
+
+TOY_4X4 = load_cluster(f"{TOY}:4x4")
+
+
+def nic(cluster: Cluster, **changes: object) -> Cluster:
+    machines = []
+    for each in cluster.machines:
+        assert each.nic is not None
+        machines.append(replace(each, nic=replace(each.nic, **changes)))  # type: ignore[arg-type]
+    return replace(cluster, machines=tuple(machines))
+
+
+def network(cluster: Cluster, **changes: object) -> Cluster:
+    return replace(cluster, network=(replace(cluster.network[0], **changes),))  # type: ignore[arg-type]
+
+
+def rate(cluster: Cluster, size: int, stride: int, level: int = -1) -> float:
+    return group(cluster, size=size, stride=stride).levels[level].bytes_per_s / 1e9
+
+
+def test_behind_a_switch_a_member_has_its_own_link() -> None:
+    node, above = group(TOY_4X4, size=16, stride=1).levels
+    assert (node.bytes_per_s, node.exchange_bytes_per_s) == (pytest.approx(80e9), pytest.approx(80e9))
+    assert above.bytes_per_s == pytest.approx(9e9)
+    assert above.latency_s == pytest.approx(3e-6)
+    assert node.limit == "own link of 100 GB/s to the switch, 80% sustained"
+    assert above.limit == "10.0 GB/s of 4 cards of 10.0 GB/s for 4 devices, 90% sustained"
+
+
+def test_a_switch_reduces_where_the_profile_says_so() -> None:
+    assert group(TOY_4X4, size=4, stride=1).levels[0].reduce_bytes_per_s == 0
+    h100 = load_cluster("h100-sxm", 8)
+    assert 0 < group(h100, size=8, stride=1).levels[0].reduce_bytes_per_s <= 450e9
+
+
+def test_a_full_mesh_gives_a_small_group_few_links() -> None:
+    machines = TOY_4X4.machines[0]
+    mesh = replace(TOY_4X4, machines=(replace(machines, node=replace(machines.node, fabric=Mesh(bytes_per_s=30e9))),))
+    assert [rate(mesh, size, 1) for size in (2, 4)] == pytest.approx([30 * 0.8, 90 * 0.8])
+    assert group(mesh, size=2, stride=1).levels[0].limit == "1 of 3 links of 30.0 GB/s, 80% sustained"
+
+
+def test_pairs_of_devices_differ_over_explicit_links() -> None:
+    cards = with_fabric(links((0, 1, 200.0), (2, 3, 200.0), (0, 2, 50.0), (1, 3, 50.0)), "4x4")
+    assert rate(cards, 2, 1) == pytest.approx(200)
+    assert rate(cards, 2, 2) == pytest.approx(50)
+    # Into each card: half the members beyond, 100 GB/s: 100 * 3 / 2.
+    whole = group(cards, size=4, stride=1).levels[0]
+    assert whole.bytes_per_s == pytest.approx(150e9)
+    assert whole.limit in ("links into {0, 1} carry 100 GB/s sustained", "links into {2, 3} carry 100 GB/s sustained")
+
+
+def test_devices_of_one_card_contend_when_their_groups_differ() -> None:
+    shared = nic(TOY_4X4, attached=((0, 1), (2, 3)), bytes_per_s=20e9, collective_fraction=0.9, contended_fraction=0.4)
+    assert rate(shared, 16, 1) == pytest.approx(10 * 0.9)
+    assert rate(shared, 4, 4) == pytest.approx(10 * 0.4)
+    assert "cards shared by several groups" in group(shared, size=4, stride=4).levels[0].limit
+    # Groups {0, 1} and {2, 3} of every node have a card each.
+    assert rate(shared, 8, 2) == pytest.approx(10 * 0.4)
+    assert group(shared, size=8, stride=1).levels[1].bytes_per_s == pytest.approx(9e9)
+
+
+def test_the_worst_group_counts_where_cards_differ() -> None:
+    uneven = nic(TOY_4X4, attached=((0,), (1, 2, 3)), collective_fraction=1.0, contended_fraction=1.0)
+    assert rate(uneven, 4, 4) == pytest.approx(10 / 3)
+    assert rate(uneven, 16, 1) == pytest.approx((10 + 3 * 10 / 3) / 4)
+
+
+def test_oversubscription_and_uplinks_divide() -> None:
+    two = load_cluster(f"{TOY}:8x4")
+    level = replace(two.network[0], num_devices=16)
+
+    def above(**changes: object) -> Cluster:
+        spine = NetworkLevel(name="spine", num_devices=32, latency_s=1e-6, uplink_devices=16, **changes)  # type: ignore[arg-type]
+        return replace(two, network=(level, spine))
+
+    assert rate(above(oversubscription=4.0), 2, 16) == pytest.approx(9 / 4)
+    assert rate(above(oversubscription=4.0), 4, 4) == pytest.approx(9)
+    assert rate(above(uplink_bytes_per_s=32e9), 2, 16) == pytest.approx(2 * 0.9)
+    assert rate(above(uplink_bytes_per_s=1e15), 2, 16) == pytest.approx(9)
+    assert group(above(), size=2, stride=16).levels[0].latency_s == pytest.approx(4e-6)
+    assert "spine oversubscribed 4:1" in group(above(oversubscription=4.0), size=2, stride=16).levels[0].limit
+    assert "shared by 16 devices" in group(above(uplink_bytes_per_s=32e9), size=2, stride=16).levels[0].limit
+
+
+def test_hashed_flows_against_throwing_them() -> None:
+    source = random.Random(7)
+    for flows, paths in ((8, 8), (64, 16), (256, 16)):
+        fullest = []
+        for _ in range(4000):
+            load = [0] * paths
+            for _ in range(flows):
+                load[source.randrange(paths)] += 1
+            fullest.append(max(load))
+        thrown = flows / paths / (sum(fullest) / len(fullest))
+        # Poisson loads are a little more uneven than a fixed number of flows.
+        assert thrown * 0.85 <= hashed_fraction(flows, paths) <= thrown * 1.02
+
+
+def test_hashing_costs_what_spraying_does_not() -> None:
+    hashed = network(TOY_4X4, num_paths=8, flows_per_device=1)
+    assert rate(hashed, 4, 4) == pytest.approx(9 * hashed_fraction(4, 8))
+    assert rate(hashed, 4, 4) < 0.5 * rate(TOY_4X4, 4, 4)
+    # More connections per device even out.
+    assert hashed_fraction(4, 8) < hashed_fraction(64, 8) < hashed_fraction(1024, 8) < 1
+    assert hashed_fraction(4, 1) == 1
+    assert "flows hashed onto 8 paths" in group(hashed, size=4, stride=4).levels[0].limit
+
+
+def test_rails_are_left_only_by_groups_that_lie_differently_in_each_node() -> None:
+    rails = network(load_cluster(f"{TOY}:3x4"), rails=True)
+    aligned, askew = (group(rails, size=size, stride=stride).levels[-1] for size, stride in ((3, 4), (4, 3)))
+    assert aligned.on_rails
+    assert not askew.on_rails
+    assert aligned.forward_bytes_per_s == pytest.approx(85e9)
+    assert group(TOY_4X4, size=4, stride=4).levels[0].forward_bytes_per_s == 0
+
+
+@given(
+    st.sampled_from(["h100-sxm:4x8", "frontier:4x8", "ascend-910b:4x8", "mi300x:4x8", "pcie-box:1x8"]),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_never_more_than_the_links_of_a_device(name: str, size: int, stride: int) -> None:
+    cluster = load_cluster(name)
+    if size * stride > cluster.num_devices:
+        return
+    node = cluster.machines[0].node
+    most = {
+        "Switch": lambda: node.fabric.bytes_per_s,  # type: ignore[union-attr]
+        "Mesh": lambda: node.fabric.bytes_per_s * (node.num_devices - 1),  # type: ignore[union-attr]
+        "Links": lambda: max(
+            sum(link.bytes_per_s for link in node.fabric.links if device in link.between)  # type: ignore[union-attr]
+            for device in range(node.num_devices)
+        ),
+    }[type(node.fabric).__name__]()
+    cards: Nic | None = cluster.machines[0].nic
+    for level in group(cluster, size=size, stride=stride).levels:
+        if level.name == "node":
+            assert 0 < level.bytes_per_s <= most * (1 + 1e-9)
+            assert 0 < level.exchange_bytes_per_s <= most * (1 + 1e-9)
+        else:
+            assert cards is not None
+            share = len(cards.attached) * cards.bytes_per_s / min(node.num_devices, len(cards.attached))
+            assert 0 < level.bytes_per_s <= share
