@@ -24,7 +24,7 @@ from planner.graph import ModelGraph, Value
 from planner.job import Job
 from planner.layouts.data_parallel import padded_numel
 from planner.plan import Candidate, StageMemory
-from planner.solvers.inter_op import Matrix
+from planner.solvers.inter_op import Mask, Matrix
 from planner.solvers.prices import BlockPrice
 
 
@@ -363,13 +363,28 @@ class StageCosts:
         by_held = {n: fixed + n * self.activation_bytes for n in set(held)}
         return [by_held[n] for n in held]
 
+    def fits(self, capacity_bytes: float) -> list[Mask]:
+        """Per pipeline position: which stages have room, ``fixed + held * activations <= capacity``."""
+        c = self.candidate
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = (capacity_bytes - sum(self.memory_parts.values())) / self.activation_bytes
+        held = [in_flight(i, c.pp, c.num_microbatches) for i in range(c.pp)]
+        masks = {n: room >= n for n in set(held)}
+        return [masks[n] for n in held]
+
     @cached_property
     def least_peak_bytes(self) -> float:
         """No cut of this candidate needs less on its fullest device: states and one microbatch, spread evenly."""
-        c = self.candidate
-        whole = (0, len(self.setting.block_of))
-        spread = sum(float(self.memory_parts[part][whole]) for part in ("parameters", "gradients", "optimizer"))
-        return (spread + float(self.activation_bytes[whole])) / c.pp
+        c, tied = self.candidate, list(self._tied())
+        state = memory.state_bytes(
+            precision=self.setting.precision, num_states=self.setting.num_states, zero_stage=c.zero_stage,
+            dp_shard=c.dp_shard, gathered_numel=np.zeros(1),
+            numel=np.array([self.numel.sum() - sum(elements for _, _, elements, _ in tied)]),
+            trained_numel=np.array([self.trained_numel.sum() - sum(e for _, _, e, trained in tied if trained)]),
+        )  # fmt: skip
+        saved = self._per_segment([p.saved_bytes[c.recompute] for p in self.prices])
+        spread = state.parameters + state.gradients + state.optimizer + saved.sum() + self.crossing_bytes[-1]
+        return float(spread[0]) / c.pp
 
     def stage_memory(self, position: int, a: int, b: int) -> StageMemory:
         parts = {name: int(matrix[a, b]) for name, matrix in self.memory_parts.items()}
