@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardware_profiles.cluster import Cluster, Mesh, NetworkLevel, Nic
+from hardware_profiles.cluster import Cluster, Links, Mesh, NetworkLevel, Nic
 from hardware_profiles.load import load_cluster
 from hardware_profiles.rates import hashed_fraction
 from hardware_profiles.topology import group
@@ -157,3 +157,35 @@ def test_never_more_than_the_links_of_a_device(name: str, size: int, stride: int
             assert cards is not None
             share = len(cards.attached) * cards.bytes_per_s / min(node.num_devices, len(cards.attached))
             assert 0 < level.bytes_per_s <= share
+
+
+@given(
+    st.sampled_from(["h100-sxm:1x8", "frontier:1x8", "ascend-910b:1x8", "pcie-box:1x8"]),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_counting_the_devices_of_a_node_backwards_changes_nothing(name: str, size: int, stride: int) -> None:
+    cluster = load_cluster(name)
+    if size * stride > 8:
+        return
+    machines = cluster.machines[0]
+    fabric = machines.node.fabric
+    if isinstance(fabric, Links):
+        turned = (
+            replace(link, between=tuple(7 - end if isinstance(end, int) else end for end in link.between))
+            for link in fabric.links
+        )
+        fabric = Links(links=tuple(turned))
+    backwards = replace(cluster, machines=(replace(machines, node=replace(machines.node, fabric=fabric)),))
+    one, other = (group(each, size=size, stride=stride).levels[0] for each in (cluster, backwards))
+    assert one.bytes_per_s == pytest.approx(other.bytes_per_s)
+    assert one.exchange_bytes_per_s == pytest.approx(other.exchange_bytes_per_s)
+
+
+@pytest.mark.parametrize("name", ["h100-sxm:1x8", "mi300x:1x8"])
+def test_where_all_links_are_equal_it_does_not_matter_who_is_in_a_group(name: str) -> None:
+    cluster = load_cluster(name)
+    for size in (2, 4):
+        strides = [stride for stride in (1, 2, 4) if size * stride <= 8]
+        levels = [group(cluster, size=size, stride=stride).levels[0] for stride in strides]
+        assert len({level.bytes_per_s for level in levels}) == 1
