@@ -18,8 +18,11 @@ The library takes the least over the algorithms and protocols that its profile l
 launch. There is no fitted constant here: all figures are the profile's.
 
 **Host-driven libraries** (gloo) move data with the members' processors, so that what counts is what a member moves on
-average, not its busiest link: ``(n - 1) / n * M`` of a broadcast. The messages of an all-to-all are handled one after
-the other: the hops of a ring. torch gathers into a buffer of its own and copies it out, and reduce-scatters by an
+average, not its busiest link: ``(n - 1) / n * M`` of a broadcast. Steps in which every member waits for another take
+the longest of ``n`` delays, which are exponential where the operating system hands out processors: hops times ``sum_(j<=n)
+1 / j`` (Hoefler, Schneider & Lumsdaine 2010, "Characterizing the influence of system noise on large-scale applications
+by simulation", on why delays grow with the members). An all-to-all's messages leave together and are handled one after
+the other: the hops of a ring, once. torch gathers into a buffer of its own and copies it out, and reduce-scatters by an
 all-reduce of a copy (its ProcessGroupGloo.cpp, ``allgather`` and ``reduce_scatter_tensor_coalesced``): both add
 ``M / C``, and no own shard is copied.
 """
@@ -147,7 +150,11 @@ def all_gather_ways(group: Group, num_bytes: float) -> list[Way]:
     known = group.library.algorithms
     more = ("halving-doubling", algorithms.halving_doubling), ("hierarchical", algorithms.hierarchical)
     others = (way for name, function in more if name in known and (way := function(group, num_bytes)))
-    return [algorithms.ring(group, num_bytes), *others]
+    ways = [algorithms.ring(group, num_bytes), *others]
+    if _host_driven(group):
+        slowest = sum(1 / j for j in range(1, group.size + 1))
+        return [replace(way, hops_s=way.hops_s * slowest) for way in ways]
+    return ways
 
 
 def broadcast_ways(group: Group, num_bytes: float) -> list[Way]:
