@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 
-from hardware_profiles.cluster import Group, GroupLevel
-from hardware_profiles.rates import NODE
+from hardware_profiles.cluster import NODE, Group, GroupLevel
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,13 @@ class Way:
 
 
 def ring(group: Group, num_bytes: float) -> Way:
-    """All-gather or reduce-scatter around a ring of all members, which every level's links carry side by side.
+    """All-gather or reduce-scatter around as many rings as members leave a node side by side, one over each of their
+    links.
 
-    Hops ``sum_i a_i (n / k_i - n / k_(i+1))``, the edges of the ring between the units of each level, the closing one
-    not counted. Wire ``max_i (n - 1) / n * M / (k_i B_i)``. Source: Patarasuk & Yuan 2009, "Bandwidth optimal
-    all-reduce algorithms"; NCCL-tests, doc/PERFORMANCE.md.
+    Hops ``sum_i a_i (n / k_i - n / k_(i+1))``, the edges of a ring between the units of each level, the closing one
+    not counted. Wire ``max_i (n - 1) / n * M / (k_i B_i)``; inside the node ``(f_0 - 1) / f_0`` of that where the
+    group goes on over the network, since of ``f_0`` rings one brings a member its data from there. Source: Patarasuk
+    & Yuan 2009, "Bandwidth optimal all-reduce algorithms"; NCCL-tests, doc/PERFORMANCE.md.
     """
     return Way("ring", _ring_hops_s(group), *_busiest_s(group, (group.size - 1) / group.size * num_bytes))
 
@@ -70,29 +71,30 @@ def hierarchical(group: Group, num_bytes: float) -> Way | None:
 def tree(group: Group, num_bytes: float) -> Way:
     """All-reduce up and down two binary trees over the nodes, with a chain inside each node.
 
-    Hops ``2 (a_0 (f_0 - 1) + sum_i a_i ceil(log2 f_i))``, the sum over the levels above the node. Wire ``max_i 2 (f_i
-    - 1) / f_i * M / (k_i B_i)``: over ``f`` units each tree has ``f - 1`` edges, and half the message goes over each.
+    Hops ``2 (a_0 (f_0 - 1) + sum_i a_i ceil(log2 f_i))``, the sum over the levels above the node. Wire ``max_i p_i M
+    / (k_i B_i)``: a node that is inside one tree is a leaf of the other, and so sends half the message up in both and
+    half to each of two children, ``p = 2``; of two nodes each sends once, ``p = 1``, of three the busiest ``p = 3 /
+    2``. A chain inside carries the message up and down, ``p_0 = 2`` (one link of two members: each way, ``p_0 = 1``).
     Source: Sanders, Speck & Traeff 2009, "Two-tree algorithms for full bandwidth broadcast, reduction and scan";
     Jeaugey 2019, "Massively scale your deep learning training with NCCL 2.4".
     """
-    phases_s = [2 * phase_s for phase_s in _phases_s(group, num_bytes)]
-    return Way("tree", _tree_hops_s(group), max(phases_s), _inside(group, phases_s))
+    wires_s = _tree_wires_s(group, num_bytes)
+    return Way("tree", _tree_hops_s(group), max(wires_s), _inside(group, wires_s))
 
 
 def nvls(group: Group, num_bytes: float) -> Way | None:
-    """All-reduce inside the node's switch, and by trees between nodes; None where the switch does not reduce.
+    """All-reduce inside the node's switch, and by `tree` between nodes; None where the switch does not reduce.
 
     Every member sends its message once, and receives ``1 / f`` of it once more: wire ``(f + 1) / f * M / R`` in the
-    switch of rate ``R``, the tree's above; hops those of `tree`. Source: NVLink
-    SHARP (NVIDIA Hopper whitepaper); ``(f + 1) / f`` fits 4 to 8 H200 in the table of S. Bekman's ML Engineering
-    within 2 %.
+    switch of rate ``R``, the tree's above; hops those of `tree`, which agree with small messages better than the
+    switch's two. Source: NVLink SHARP (NVIDIA Hopper whitepaper); ``(f + 1) / f`` fits 4 to 8 H200 in the table of S.
+    Bekman's ML Engineering within 2 %.
     """
     node = group.levels[0]
     if node.name != NODE or not node.reduce_bytes_per_s:
         return None
     in_switch_s = (node.fan + 1) / node.fan * num_bytes / node.reduce_bytes_per_s
-    above_s = [2 * phase_s for phase_s in _phases_s(group, num_bytes)[1:]]
-    return Way("nvls", _tree_hops_s(group), max([in_switch_s, *above_s]), 0.0)
+    return Way("nvls", _tree_hops_s(group), max([in_switch_s, *_tree_wires_s(group, num_bytes)[1:]]), 0.0)
 
 
 def sharp(group: Group, num_bytes: float) -> Way | None:
@@ -107,7 +109,7 @@ def sharp(group: Group, num_bytes: float) -> Way | None:
         inside = level.name == NODE
         hops_s += 2 * level.latency_s * (level.fan - 1 if inside else 1)
         passes = 2 * (level.fan - 1) / level.fan if inside else 1.0
-        wires_s.append(passes * num_bytes / inner / level.bytes_per_s)
+        wires_s.append(passes * num_bytes / inner / _rate(level))
         inner *= level.fan
     if all(level.name == NODE for level in group.levels):
         return None
@@ -139,13 +141,13 @@ def pairwise(group: Group, crossing_bytes: Sequence[float]) -> Way:
     rails and is forwarded inside the node, beside what stays there. Source: Thakur, Rabenseifner & Gropp 2005,
     section 4.4; Bruck et al. 1997 for the rounds; PXN in NCCL 2.12.
     """
-    wires_s, forwarded_s, inner = [], 0.0, 1
+    first = group.levels[0]
+    other_rails = 1 - 1 / first.fan if first.name == NODE else 0.0
+    wires_s, forwarded_s = [], 0.0
     for level, moved_bytes in zip(group.levels, crossing_bytes, strict=True):
         wires_s.append(moved_bytes / level.exchange_bytes_per_s)
         if level.forward_bytes_per_s:
-            other_rails = 1 - 1 / inner if level.on_rails else 1.0
-            forwarded_s += moved_bytes * other_rails / level.forward_bytes_per_s
-        inner *= level.fan
+            forwarded_s += moved_bytes * (other_rails if level.on_rails else 1.0) / level.forward_bytes_per_s
     node_s = _inside(group, wires_s) + forwarded_s
     hops_s = sum(level.latency_s * (1 + log2(level.fan)) for level in group.levels)
     return Way("pairwise", hops_s, max([*wires_s, node_s]), node_s)
@@ -170,25 +172,39 @@ def _tree_hops_s(group: Group) -> float:
     )
 
 
+def _tree_wires_s(group: Group, num_bytes: float) -> list[float]:
+    """``p_i M / (k_i B_i)`` of every level (`tree`)."""
+    wires_s, inner = [], 1
+    for level in group.levels:
+        passes = {2: 1.0, 3: 1.5}.get(level.fan, 2.0) if level.name != NODE or level.fan == 2 else 2.0
+        wires_s.append(passes * num_bytes / inner / _rate(level))
+        inner *= level.fan
+    return wires_s
+
+
 def _phases_s(group: Group, num_bytes: float) -> list[float]:
     """``(f_i - 1) / f_i * M / (k_i B_i)`` of every level."""
     phases, inner = [], 1
     for level in group.levels:
-        phases.append((level.fan - 1) / level.fan * num_bytes / inner / level.bytes_per_s)
+        phases.append((level.fan - 1) / level.fan * num_bytes / inner / _rate(level))
         inner *= level.fan
     return phases
 
 
+def _rate(level: GroupLevel) -> float:
+    """Bandwidth of a member to its neighbours at a level, which off its rail is no more than the node forwards."""
+    return level.bytes_per_s if stays_on_rail(level) else min(level.bytes_per_s, level.forward_bytes_per_s)
+
+
 def _busiest_s(group: Group, hop_bytes: float) -> tuple[float, float]:
     """(busiest link, links inside the node) when every hop of the rings carries ``hop_bytes`` in total."""
-    wires_s, forwarded_s, inner = [], 0.0, 1
+    wires_s, inner = [], 1
     for level in group.levels:
-        wires_s.append(hop_bytes / inner / level.bytes_per_s)
-        if not stays_on_rail(level):
-            forwarded_s = max(forwarded_s, hop_bytes / inner / level.forward_bytes_per_s)
+        wires_s.append(hop_bytes / inner / _rate(level))
         inner *= level.fan
-    node_s = max(_inside(group, wires_s), forwarded_s)
-    return max([*wires_s, node_s]), node_s
+    if group.levels[0].name == NODE and len(group.levels) > 1:
+        wires_s[0] *= (group.levels[0].fan - 1) / group.levels[0].fan
+    return max(wires_s), _inside(group, wires_s)
 
 
 def _inside(group: Group, wires_s: Sequence[float]) -> float:

@@ -19,12 +19,12 @@ launch. There is no fitted constant here: all figures are the profile's.
 
 **Host-driven libraries** (gloo) move data with the members' processors, so that what counts is what a member moves on
 average, not its busiest link: ``(n - 1) / n * M`` of a broadcast. Steps in which every member waits for another take
-the longest of ``n`` delays, which are exponential where the operating system hands out processors: hops times ``sum_(j<=n)
-1 / j`` (Hoefler, Schneider & Lumsdaine 2010, "Characterizing the influence of system noise on large-scale applications
-by simulation", on why delays grow with the members). An all-to-all's messages leave together and are handled one after
-the other: the hops of a ring, once. torch gathers into a buffer of its own and copies it out, and reduce-scatters by an
-all-reduce of a copy (its ProcessGroupGloo.cpp, ``allgather`` and ``reduce_scatter_tensor_coalesced``): both add
-``M / C``, and no own shard is copied.
+the longest of ``n`` delays, which are exponential where the operating system hands out processors: hops times
+``sum_(j<=n) 1 / j`` (Hoefler, Schneider & Lumsdaine 2010, "Characterizing the influence of system noise on large-scale
+applications by simulation", on why delays grow with the members). An all-to-all's messages leave together and are
+handled one after the other: the hops of a ring, once. torch gathers into a buffer of its own and copies it out, and
+reduce-scatters by an all-reduce of a copy (its ProcessGroupGloo.cpp, ``allgather`` and
+``reduce_scatter_tensor_coalesced``): both add ``M / C``, and no own shard is copied.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def send_recv_s(link: Group, num_bytes: float) -> float:
     if link.size == 1 or num_bytes <= 0:
         return 0.0
     level = link.levels[-1]
-    rate = level.bytes_per_s
-    if not algorithms.stays_on_rail(level):
-        rate = min(rate, level.forward_bytes_per_s)
+    rate = level.bytes_per_s if algorithms.stays_on_rail(level) else min(level.bytes_per_s, level.forward_bytes_per_s)
     return link.library.launch_s + level.latency_s + num_bytes / rate
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from hardware_profiles.errors import UnknownNameError
 
+NODE, GROUP = "node", "group"
+"""Names of the level inside a machine, and of that inside the groups of a mixed cluster."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
@@ -141,6 +144,8 @@ class Link:
     """Per direction."""
     collective_fraction: float
     """Part of it that large collectives reach."""
+    send_fraction: float
+    """Part of it that a transfer between two devices reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +194,10 @@ class NetworkLevel:
     """Devices that one unit of this level joins."""
     latency_s: float
     """Added to the card's latency."""
-    oversubscription: float = 1.0
-    """Bandwidth of a unit of the level below over that of its uplinks into this level."""
-    uplink_bytes_per_s: float | None = None
-    """Capacity of those uplinks where it is given itself."""
+    uplink_bytes_per_s: float
+    """Capacity of a unit of the level below (a node, at the first) into this level."""
     uplink_devices: int
-    """Devices that share the uplinks: those of the unit below."""
+    """Devices that share it: those of the unit below."""
     rails: bool = False
     """One switch per device index of the node: other indices are reached through the node."""
     num_paths: int | None = None
@@ -212,6 +215,8 @@ class Machines:
     nic: Nic | None
     first_device: int
     num_devices: int
+    inside: tuple[NetworkLevel, ...] = ()
+    """Levels that join these nodes only, in a mixed cluster: what leaves a node may have to cross them all."""
 
 
 @dataclass(frozen=True, kw_only=True)

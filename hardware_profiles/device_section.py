@@ -17,6 +17,7 @@ from hardware_profiles.figures import (
     Fraction,
     Hours,
     Latency,
+    LinkBandwidth,
     Name,
     Price,
     Rate,
@@ -51,7 +52,7 @@ class EfficiencySection(Strict):
 class HostSection(Strict):
     """``[device.host]``: the device's share of its machine."""
 
-    link_gb_per_s: Bandwidth
+    link_gb_per_s: LinkBandwidth
     memory_gib: Capacity
 
     def build(self) -> Host:

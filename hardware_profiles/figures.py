@@ -2,8 +2,8 @@
 
 ``memory_gb_per_s = 3350.0`` or ``memory_gb_per_s = { value = 3350.0, evidence = "datasheet", source = "..." }``.
 
-Every kind of figure has the range outside of which a number can only be in another unit (bytes/s for GB/s, seconds for
-microseconds): wide enough for any machine, narrow enough to catch a factor of a thousand.
+Every kind of figure has a range outside of which a number can only be in another unit (MB/s or bytes/s for GB/s, MiB
+for GiB, seconds for microseconds): wide enough for any machine, narrow enough to catch most factors of a thousand.
 """
 
 from __future__ import annotations
@@ -47,14 +47,28 @@ def _within(low: float, high: float, unit: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_latency(value: float) -> float:
+    if value and not 1e-2 <= value <= 1e6:
+        raise ValueError("must be 0, or 0.01 to 1e+06 us")
+    return value
+
+
+_latency = AfterValidator(_check_latency)
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 
 CountFigure = Annotated[Figure[Annotated[int, _within(1, 1e6, "")]], BeforeValidator(_table)]
 Rate = Annotated[Figure[Annotated[float, _within(1e-3, 1e5, "TFLOP/s")]], BeforeValidator(_table)]
 Bandwidth = Annotated[Figure[Annotated[float, _within(1e-3, 1e6, "GB/s")]], BeforeValidator(_table)]
-Capacity = Annotated[Figure[Annotated[float, _within(1e-3, 1e5, "GiB or GB")]], BeforeValidator(_table)]
-Latency = Annotated[Figure[Annotated[float, _within(0, 1e6, "us")]], BeforeValidator(_table)]
+"""Of a memory."""
+LinkBandwidth = Annotated[Figure[Annotated[float, _within(1e-3, 8e3, "GB/s")]], BeforeValidator(_table)]
+"""Of a device's link, switch or uplink: the fastest today are below 2 TB/s."""
+CardBandwidth = Annotated[Figure[Annotated[float, _within(1e-3, 800, "GB/s")]], BeforeValidator(_table)]
+"""Of a network card: 800 Gb/s are 100 GB/s."""
+Capacity = Annotated[Figure[Annotated[float, _within(1e-3, 8e3, "GiB or GB")]], BeforeValidator(_table)]
+"""Of a memory: a number of MiB is above."""
+Latency = Annotated[Figure[Annotated[float, _latency]], BeforeValidator(_table)]
 Hop = Annotated[Figure[Annotated[float, _within(1e-2, 1e6, "us")]], BeforeValidator(_table)]
 """The latency of a hop, which is never nothing: 0.01 us is three metres of light."""
 Fraction = Annotated[Figure[Annotated[float, _within(1e-3, 1, "(a part of the whole)")]], BeforeValidator(_table)]

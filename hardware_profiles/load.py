@@ -19,7 +19,8 @@ from hardware_profiles.cluster import Cluster
 from hardware_profiles.errors import ProfileError, UnknownNameError
 from hardware_profiles.schema import GroupSection, MixedProfile, Profile, parse_profile, read_table
 
-_SHAPE = re.compile(r"^(\d+)x(\d+)$")
+_SHAPE = re.compile(r"^([0-9]{1,7})x([0-9]{1,7})$")
+_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 _FORM = "NAME:NODESxDEVICES_PER_NODE, e.g. h100-sxm:8x8"
 
 
@@ -36,7 +37,16 @@ def load_profile(hardware: str) -> Profile | MixedProfile:
     or breaks the schema.
     """
     text, source = _text(hardware)
-    return parse_profile(text, source, _base)
+    profile = parse_profile(text, source, _base)
+    if isinstance(profile, MixedProfile) and _is_path(hardware):
+        # What a group calls its file is meant from where the mixed file lies.
+        folder = Path(hardware).parent
+        groups = [
+            group.model_copy(update={"hardware": str(folder / group.hardware)}) if _is_path(group.hardware) else group
+            for group in profile.groups
+        ]
+        return profile.model_copy(update={"groups": groups})
+    return profile
 
 
 def load_cluster(hardware: str, num_devices: int | None = None) -> Cluster:
@@ -48,32 +58,43 @@ def load_cluster(hardware: str, num_devices: int | None = None) -> Cluster:
     """
     source, group, shape = split(hardware)
     profile = load_profile(source)
-    if isinstance(profile, MixedProfile):
-        if group is None:
-            parts = [group_profile(section) for section in profile.groups]
-            return mixed_cluster(hardware, profile, parts, shape, num_devices)
-        section = next((s for s in profile.groups if s.name == group), None)
-        if section is None:
-            raise UnknownNameError(f"group of {profile.name}", group, (s.name for s in profile.groups))
+    if isinstance(profile, MixedProfile) and group is None:
+        parts = [group_profile(section) for section in profile.groups]
+        return mixed_cluster(hardware, profile, parts, shape, num_devices)
+    if group is not None:
+        section = group_section(profile, group)
         whole = group_profile(section)
-        per_node = whole.node.num_devices
         if shape is None and num_devices is None:
-            shape = f"{section.num_nodes}x{per_node}"
+            shape = f"{section.num_nodes}x{whole.node.num_devices}"
         nodes, per_node = _shape(hardware, shape, whole, num_devices)
         if nodes > section.num_nodes:
             raise ProfileError(f"{hardware}: {nodes} nodes do not fit: group {group!r} has {section.num_nodes}")
         return uniform_cluster(hardware, whole, nodes, per_node, name=f"{profile.name}@{group}")
-    if group is not None:
-        raise ProfileError(f"{hardware}: {profile.name} is not a mixed cluster and has no group {group!r}")
+    assert isinstance(profile, Profile)
     nodes, per_node = _shape(hardware, shape, profile, num_devices)
     return uniform_cluster(hardware, profile, nodes, per_node, name=profile.name)
 
 
+def group_section(profile: Profile | MixedProfile, group: str) -> GroupSection:
+    """The group of that name; `ProfileError` where there are none, `UnknownNameError` lists those there are."""
+    if not isinstance(profile, MixedProfile):
+        raise ProfileError(f"{profile.name}@{group}: {profile.name} is not a mixed cluster and has no group {group!r}")
+    section = next((section for section in profile.groups if section.name == group), None)
+    if section is None:
+        raise UnknownNameError(f"group of {profile.name}", group, (section.name for section in profile.groups))
+    return section
+
+
 def group_profile(section: GroupSection) -> Profile:
-    """The profile of a group's machines, its own cards in place of the profile's."""
+    """The profile of a group's machines, its own cards in place of the profile's.
+
+    Raises `ProfileError` for machines that no network can join.
+    """
     profile = load_profile(section.hardware)
     if isinstance(profile, MixedProfile):
         raise ProfileError(f"group {section.name!r}: {section.hardware} is itself a mixed cluster")
+    if profile.nic is None:
+        raise ProfileError(f"group {section.name!r}: {profile.name} has no [nic] and [[network]] to be joined by")
     if section.nic is None:
         return profile
     try:
@@ -90,7 +111,7 @@ def _text(hardware: str) -> tuple[str, str]:
             return Path(hardware).read_text(encoding="utf-8"), hardware
         except FileNotFoundError:
             raise ProfileError(f"{hardware}: no such profile file; packaged profiles: {', '.join(names())}") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ProfileError(f"{hardware}: cannot be read: {error}") from None
     name = hardware.lower()
     if name not in names():
@@ -102,6 +123,8 @@ def _base(hardware: str) -> dict[str, Any]:
     """Sections of a packaged profile, its own base's included."""
     if not isinstance(hardware, str):
         raise ProfileError(f"base = {hardware!r}: must be the name of a packaged profile")
+    if hardware.lower() not in names():
+        raise UnknownNameError("base", hardware, names())
     text, source = _text(hardware)
     table = read_table(text, source)
     if "groups" in table:
@@ -119,8 +142,8 @@ def split(hardware: str) -> tuple[str, str | None, str | None]:
     found: str | None = shape
     if not colon or (_is_path(shape) and not _SHAPE.match(shape)):
         source, found = hardware, None
-    source, at, group = source.partition("@") if not Path(source).is_file() else (source, "", "")
-    return source, group if at else None, found
+    head, at, group = source.rpartition("@")
+    return (head, group, found) if at and _NAME.match(group) else (source, None, found)
 
 
 def _shape(hardware: str, shape: str | None, profile: Profile, num_devices: int | None) -> tuple[int, int]:

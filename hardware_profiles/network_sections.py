@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from costmodels.units import GB, MICRO
 from hardware_profiles.cluster import Library, Nic
-from hardware_profiles.figures import Bandwidth, Count, Fraction, Hop, Latency, Name, Ratio, Strict
+from hardware_profiles.figures import Bandwidth, CardBandwidth, Count, Fraction, Hop, Latency, Name, Ratio, Strict
 
 
 class CollectivesSection(Strict):
@@ -46,7 +46,7 @@ class NicSection(Strict):
     """``[nic]``: the network cards of a node."""
 
     count: Count
-    gb_per_s: Bandwidth
+    gb_per_s: CardBandwidth
     latency_us: Hop
     collective_fraction: Fraction
     send_fraction: Fraction
@@ -58,6 +58,8 @@ class NicSection(Strict):
         if self.attached is not None:
             if len(self.attached) != self.count:
                 raise ValueError(f"attached lists {len(self.attached)} cards, count is {self.count}")
+            if any(len(set(card)) < len(card) for card in self.attached):
+                raise ValueError("attached names a device twice on one card")
             beyond = sorted({device for card in self.attached for device in card if device >= num_devices})
             if beyond:
                 raise ValueError(f"attached: device {beyond[0]} does not exist, the node has 0 to {num_devices - 1}")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from costmodels.units import GB, MICRO
 from hardware_profiles.cluster import MAX_VERTICES, Link, Links, Mesh, Node, Switch, Vertex
 from hardware_profiles.errors import ProfileError
-from hardware_profiles.figures import Bandwidth, Count, Fraction, Hop, Name, Strict
+from hardware_profiles.figures import Count, Fraction, Hop, LinkBandwidth, Name, Strict
 
 
 class _Node(Strict):
@@ -32,7 +32,7 @@ class SwitchNode(_Node):
     """``[node] fabric = "switch"``: one link of every device into a switch that blocks nothing."""
 
     fabric: Literal["switch"]
-    gb_per_s: Bandwidth
+    gb_per_s: LinkBandwidth
     switch_reduce_fraction: Fraction | None = None
     switch_reduce_across_fraction: Fraction | None = None
 
@@ -60,7 +60,7 @@ class MeshNode(_Node):
     """``[node] fabric = "full-mesh"``: a link for every pair."""
 
     fabric: Literal["full-mesh"]
-    link_gb_per_s: Bandwidth
+    link_gb_per_s: LinkBandwidth
 
     def build(self, num_devices: int) -> Node:
         """The first ``num_devices`` of the node."""
@@ -72,16 +72,20 @@ class RingNode(_Node):
 
     fabric: Literal["ring"]
     num_devices: Annotated[int, Field(ge=2, le=MAX_VERTICES)]
-    link_gb_per_s: Bandwidth
+    link_gb_per_s: LinkBandwidth
 
     def build(self, num_devices: int) -> Node:
         """The first ``num_devices`` of the ring: an arc, unless they are all."""
         pairs = [(i, i + 1) for i in range(num_devices - 1)]
         if num_devices == self.num_devices > 2:
             pairs.append((num_devices - 1, 0))
-        fraction = self.collective_fraction.value
         links = (
-            Link(between=pair, bytes_per_s=self.link_gb_per_s.value * GB, collective_fraction=fraction)
+            Link(
+                between=pair,
+                bytes_per_s=self.link_gb_per_s.value * GB,
+                collective_fraction=self.collective_fraction.value,
+                send_fraction=self.send_fraction.value,
+            )
             for pair in pairs
         )
         return self._build(num_devices, Links(links=tuple(links)))
@@ -91,7 +95,7 @@ class LinkSection(Strict):
     """``[[node.links]]``: devices by number, switches and bridges by name."""
 
     between: Annotated[list[int | Name], Field(min_length=2, max_length=2)]
-    gb_per_s: Bandwidth
+    gb_per_s: LinkBandwidth
     collective_fraction: Fraction | None = None
 
 
@@ -139,6 +143,7 @@ class LinksNode(_Node):
                 between=(link.between[0], link.between[1]),
                 bytes_per_s=link.gb_per_s.value * GB,
                 collective_fraction=(link.collective_fraction or self.collective_fraction).value,
+                send_fraction=(link.collective_fraction or self.send_fraction).value,
             )
             for link in self.links
             if all(isinstance(end, str) or end < num_devices for end in link.between)

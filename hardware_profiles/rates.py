@@ -5,13 +5,12 @@
 - Inside a node: behind a switch a member has its own link. In a full mesh it has its links to the other members,
   ``k - 1`` of them. Over explicit links the tightest cut counts (`hardware_profiles.links`).
 - On the network: a member has the share of the cards that its device has, the group's members in one node on average,
-  the worst group counting. Where devices of one card are in different groups the card is contended. Each level above
-  divides by its oversubscription, or shares its uplinks among all devices below.
-- Where flows are hashed onto ``U`` equal paths and stay there (single-path routing), the slowest flow counts: with
-  ``F`` flows from a unit below, the fullest path holds ``E`` of them on average, so ``F / (U E)`` of the bandwidth is
-  left. ``E`` is that of Poisson loads, ``sum_m 1 - P(load <= m) ** U`` (Raab & Steger 1998, "Balls into bins"; what
-  it does to collectives: Gangidi et al. 2024, "RDMA over Ethernet for Distributed AI Training at Meta Scale", section
-  5). Sprayed packets lose nothing.
+  the worst group counting. Where devices of one card are in different groups the card is contended. Above, all
+  devices below share a unit's uplinks.
+- Where flows are hashed onto equal paths and stay there (single-path routing), the slowest flow counts: the fullest
+  path holds ``E`` of them on average, so a flow gets ``1 / E`` of a path. ``E`` is that of Poisson loads, ``sum_m 1 -
+  P(load <= m) ** U`` (Raab & Steger 1998, "Balls into bins"; what it does to collectives: Gangidi et al. 2024, "RDMA
+  over Ethernet for Distributed AI Training at Meta Scale", section 5). Sprayed packets lose nothing.
 - A group with ``k`` members in a unit has ``k`` such shares where it leaves the unit (NCCL runs one ring per network
   card); the collectives account for that by sending ``1 / k`` of the data per member.
 - A level made of rails joins equal device indices. What has to change rails is forwarded inside the node (PXN in NCCL;
@@ -27,11 +26,8 @@ from itertools import accumulate
 from math import exp, lgamma, log
 
 from costmodels.units import format_bandwidth
-from hardware_profiles.cluster import GroupLevel, Links, Machines, Mesh, NetworkLevel, Nic, Node, Switch
+from hardware_profiles.cluster import NODE, GroupLevel, Links, Machines, Mesh, NetworkLevel, Nic, Node, Switch
 from hardware_profiles.links import Cut, Members, tightest_cuts
-
-NODE = "node"
-"""Name of the level inside one machine."""
 
 Patterns = Sequence[tuple[Members, ...]]
 """How the groups of an axis lie in the nodes: for every different node, the devices of each group that it holds."""
@@ -71,9 +67,13 @@ def _over_links(fabric: Links, patterns: Patterns) -> tuple[float, float, str]:
 
 
 def _words(cut: Cut) -> str:
-    """The cut for the reader: ``links into {0, 1}: 86 GB/s sustained``."""
+    """The cut for the reader: ``links into {0, 1} carry 86 GB/s sustained``."""
+    rate = format_bandwidth(cut.capacity_bytes_per_s)
+    if cut.relayed:
+        a, b = cut.inside
+        return f"no link of their own: relayed, link {a}-{b} of {rate} sustained is shared"
     part = ", ".join(str(vertex) for vertex in cut.inside)
-    return f"links into {{{part}}} carry {format_bandwidth(cut.capacity_bytes_per_s)} sustained"
+    return f"links into {{{part}}} carry {rate} sustained"
 
 
 def network_level(
@@ -105,44 +105,52 @@ def network_level(
         fan=fan,
         bytes_per_s=rate * fraction,
         exchange_bytes_per_s=rate * fraction,
-        latency_s=nic.latency_s + level.latency_s,
-        forward_bytes_per_s=_forward(machines.node) if level.rails else 0.0,
+        latency_s=nic.latency_s + max(each.latency_s for each in (*machines.inside, level)),
+        forward_bytes_per_s=_forward(machines.node) if _made_of_rails(machines, level) else 0.0,
         on_rails=on_rails,
         limit=limit + more,
     )
 
 
 def _uphill(machines: Machines, levels: tuple[NetworkLevel, ...], share: float) -> tuple[float, str]:
-    """Bandwidth of one device that has ``share`` of its cards across the last of ``levels``, and what is lost there."""
+    """Bandwidth of one device that has ``share`` of its cards across the last of ``levels``, and what limits it
+    there."""
     rate, words = share, ""
-    for level in levels:
-        unit = level.uplink_devices
-        if level.uplink_bytes_per_s is not None and level.uplink_bytes_per_s / unit < rate:
+    for level in (*machines.inside, *levels):
+        uplink, unit = format_bandwidth(level.uplink_bytes_per_s), level.uplink_devices
+        if level.uplink_bytes_per_s / unit < rate:
             rate = level.uplink_bytes_per_s / unit
-            words = f"; uplink of {format_bandwidth(level.uplink_bytes_per_s)} to {level.name} shared by {unit} devices"
-        if level.oversubscription > 1:
-            rate /= level.oversubscription
-            words += f"; {level.name} oversubscribed {level.oversubscription:g}:1"
+            words = f"; uplinks of {uplink} to {level.name} shared by {unit} devices"
         if level.num_paths is not None:
-            kept = hashed_fraction(unit * level.flows_per_device, level.num_paths)
-            rate *= kept
-            words += f"; flows hashed onto {level.num_paths} paths to {level.name} keep {kept:.0%}"
+            flows = unit * level.flows_per_device
+            path = level.uplink_bytes_per_s / level.num_paths
+            slowest = level.flows_per_device * path / fullest_path(flows, level.num_paths)
+            if slowest < rate:
+                rate = slowest
+                words = (
+                    f"; {flows} flows hashed onto {level.num_paths} paths to {level.name} of {format_bandwidth(path)}"
+                )
     return rate, words
 
 
 @lru_cache(maxsize=1024)
-def hashed_fraction(num_flows: int, num_paths: int) -> float:
-    """Part of the bandwidth left to the slowest of ``num_flows`` flows that are hashed onto ``num_paths`` equal paths.
+def fullest_path(num_flows: int, num_paths: int) -> float:
+    """Flows that are expected on the fullest of ``num_paths`` equal paths when ``num_flows`` are hashed onto them.
 
-    ``min(1, num_flows / (num_paths * E[fullest path]))`` with Poisson loads (module docstring); one path keeps all.
+    ``sum_m 1 - P(load <= m) ** num_paths`` with Poisson loads (module docstring), at least 1; one path carries all.
     """
     if num_paths == 1:
-        return 1.0
+        return float(num_flows)
     mean = num_flows / num_paths
-    loads = range(int(mean + 12 * (mean**0.5 + 1)) + 12)
+    spread = 12 * (mean**0.5 + 1)
+    first = max(0, int(mean - spread))
+    loads = range(first, int(mean + spread) + 12)
     probability = [exp(load * log(mean) - mean - lgamma(load + 1)) for load in loads]
-    fullest = sum(1 - min(at_most, 1.0) ** num_paths for at_most in accumulate(probability))
-    return min(1.0, mean / max(fullest, 1.0))
+    return max(1.0, first + sum(1 - min(at_most, 1.0) ** num_paths for at_most in accumulate(probability)))
+
+
+def _made_of_rails(machines: Machines, level: NetworkLevel) -> bool:
+    return level.rails or any(inside.rails for inside in machines.inside)
 
 
 def _card_shares(nic: Nic) -> dict[int, float]:
@@ -171,11 +179,11 @@ def _forward(node: Node) -> float:
 
 
 def send_in_node(node: Node, pairs: tuple[Members, ...]) -> GroupLevel:
-    """One device of each pair to the other, all pairs at once."""
+    """One device of each pair to the other, all pairs (disjoint) at once."""
     fabric, fraction = node.fabric, node.send_fraction
     if isinstance(fabric, Links):
-        links = tuple(replace(link, collective_fraction=fraction) for link in fabric.links)
-        worst = min((tightest_cuts(links, (pair,))[0] for pair in set(pairs)), key=lambda cut: cut.bytes_per_s)
+        links = tuple(replace(link, collective_fraction=link.send_fraction) for link in fabric.links)
+        worst = tightest_cuts(links, pairs)[0]
         rate, limit = worst.bytes_per_s, _words(worst)
     else:
         rate = fabric.bytes_per_s * fraction
@@ -197,8 +205,8 @@ def send_on_network(machines: Machines, levels: tuple[NetworkLevel, ...], *, on_
         fan=2,
         bytes_per_s=rate * nic.send_fraction,
         exchange_bytes_per_s=rate * nic.send_fraction,
-        latency_s=nic.latency_s + level.latency_s,
-        forward_bytes_per_s=_forward(machines.node) if level.rails else 0.0,
+        latency_s=nic.latency_s + max(each.latency_s for each in (*machines.inside, level)),
+        forward_bytes_per_s=_forward(machines.node) if _made_of_rails(machines, level) else 0.0,
         on_rails=on_rails,
         limit=f"{_share(share, nic, machines)}, {nic.send_fraction:.0%} sustained{more}",
     )

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hardware_profiles.cluster import GROUP, NODE
 from hardware_profiles.device_section import DeviceSection
 from hardware_profiles.errors import ProfileError
 from hardware_profiles.figures import Count, Figure, Name, Strict
@@ -34,6 +35,9 @@ class _File(Strict):
         names = [level.name for level in self.network]
         if len(set(names)) < len(names):
             raise ValueError(f"level names must differ, got {', '.join(names)}")
+        taken = ({NODE, GROUP} if first_needs_uplink else {NODE}) & set(names)
+        if taken:
+            raise ValueError(f"no level of the network may be called {taken.pop()!r}")
         inner = 1
         for i, level in enumerate(self.network):
             given = level.oversubscription is not None or level.uplink_gb_per_s is not None
@@ -152,6 +156,8 @@ def read_table(text: str, source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ProfileError(f"{source}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise ProfileError(f"{source}: not valid TOML: a number or a nesting too long to read") from None
 
 
 def _figures(section: Any, path: str = "") -> dict[str, Figure[Any]]:

@@ -14,10 +14,11 @@ What a member gets at each level is in `hardware_profiles.rates`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from math import lcm
 
-from hardware_profiles.cluster import Cluster, Group, GroupLevel, Machines
+from hardware_profiles.cluster import Cluster, Group, GroupLevel
 from hardware_profiles.links import Members
 from hardware_profiles.rates import network_level, node_level, send_in_node, send_on_network
 
@@ -82,29 +83,35 @@ def boundary(cluster: Cluster, *, stride: int, index: int | None = None) -> Grou
     assert index is None or 0 <= index < num_stages - 1, f"boundary {index} of {num_stages} stages"
     first, last = (0, num_stages * stride - 1) if index is None else (index * stride, (index + 2) * stride - 1)
     per_node = cluster.devices_per_node
+    if index is None and cluster.num_devices == per_node:
+        every = [boundary(cluster, stride=stride, index=i) for i in range(num_stages - 1)]
+        return min(every, key=lambda link: link.levels[0].bytes_per_s)
+    involved = [m for m in cluster.machines if m.first_device <= last and first < m.first_device + m.num_devices]
     if first // per_node == last // per_node:
-        machines = _machines_of(cluster, first)
         start = first % per_node
-        pairs = tuple((start + i, start + i + stride) for i in range(stride)) if index is not None else ()
-        level = send_in_node(machines.node, pairs or tuple((i, i + stride) for i in range(per_node - stride)))
+        pairs = tuple((start + i, start + i + stride) for i in range(stride))
+        level = send_in_node(involved[0].node, pairs)
     else:
-        i = next(
+        crossed = next(
             i for i, level in enumerate(cluster.network) if first // level.num_devices == last // level.num_devices
         )
-        on_rails = stride % per_node == 0
-        level = _slowest(
-            [send_on_network(machines, cluster.network[: i + 1], on_rails=on_rails) for machines in cluster.machines]
-        )
+        levels = cluster.network[: crossed + 1]
+        level = _slowest([send_on_network(m, levels, on_rails=stride % per_node == 0) for m in involved])
     return Group(size=2, levels=(level,), library=cluster.library)
 
 
 def _slowest(levels: list[GroupLevel]) -> GroupLevel:
-    """The worst of the same level in each kind of machine: a collective waits for its slowest member."""
-    return min(levels, key=lambda level: (level.bytes_per_s, -level.latency_s))
-
-
-def _machines_of(cluster: Cluster, rank: int) -> Machines:
-    return next(m for m in cluster.machines if m.first_device <= rank < m.first_device + m.num_devices)
+    """The worst figures of the same level in every kind of machine: a collective waits for its slowest member."""
+    slowest = min(levels, key=lambda level: level.bytes_per_s)
+    return replace(
+        slowest,
+        exchange_bytes_per_s=min(level.exchange_bytes_per_s for level in levels),
+        latency_s=max(level.latency_s for level in levels),
+        reduce_bytes_per_s=min(level.reduce_bytes_per_s for level in levels),
+        forward_bytes_per_s=min(
+            (level.forward_bytes_per_s for level in levels if level.forward_bytes_per_s), default=0.0
+        ),
+    )
 
 
 def _repeats(size: int, stride: int, unit: int) -> bool:

@@ -174,7 +174,9 @@ def _drawn(name: str) -> Cluster:
 def _unshaped(name: str) -> tuple[str, str | None]:
     from hardware_profiles.load import split
 
-    source, group, _ = split(name)
+    source, group, shape = split(name)
+    if shape is not None:
+        raise UsageError(f"{name}: profiles are compared without a shape; leave out :{shape}")
     return source, group
 
 

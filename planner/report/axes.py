@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 from rich.console import RenderableType
@@ -49,6 +50,9 @@ class Axis:
     calls: tuple[Call, ...]
 
 
+_SIZE = re.compile(r"^[1-9][0-9]{0,8}$")
+
+
 def parse_axes(written: str) -> dict[str, int]:
     """Sizes by axis, outer to inner, from ``tp=8,dp_shard=4`` in any order; `UsageError` says what it is not."""
     sizes: dict[str, int] = {}
@@ -59,7 +63,7 @@ def parse_axes(written: str) -> dict[str, int]:
                 f"--axes {written}: 'dp' is not an axis: data parallelism has two, dp_shard, whose devices shard the "
                 f"state, and dp_replicate, whose devices hold copies; {_HOW}"
             )
-        if not equals or not size.isascii() or not size.isdigit() or int(size) < 1:
+        if not equals or not _SIZE.match(size):
             raise UsageError(f"--axes {written}: {part.strip()!r} is not NAME=SIZE with a size of at least 1; {_HOW}")
         if name not in ORDER:
             raise UsageError(f"--axes {written}: unknown axis {name!r}; {_HOW}")
@@ -131,7 +135,8 @@ def _boundary(cluster: Cluster, size: int, stride: int, *, copies: int) -> Group
     """The slowest boundary between neighbouring stages, of all ``copies`` of the mesh."""
     if copies == 1:
         return boundary(cluster, stride=stride)
-    indices = (copy * size + stage for copy in range(copies) for stage in range(size - 1))
+    period = lcm(size * stride, *(level.num_devices for level in cluster.network[:-1]), cluster.devices_per_node)
+    indices = (c * size + stage for c in range(min(copies, period // (size * stride))) for stage in range(size - 1))
     links = dict.fromkeys(boundary(cluster, stride=stride, index=index) for index in indices)
     return max(links, key=lambda link: (send_recv_s(link, MESSAGE_BYTES), link.levels[-1].latency_s))
 

@@ -10,9 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hardware_profiles.errors import UnknownNameError
 from hardware_profiles.figures import Figure
-from hardware_profiles.load import group_profile, load_cluster, load_profile
+from hardware_profiles.load import group_profile, group_section, load_cluster, load_profile
 from hardware_profiles.schema import GroupSection, MixedProfile, Profile
 from planner.report.columns import columns, text
 from planner.report.profile_values import (
@@ -37,13 +36,7 @@ def profile_of(source: str, group: str | None) -> Profile | MixedProfile:
     Raises `UnknownNameError` or `ProfileError`.
     """
     profile = load_profile(source)
-    if group is None:
-        return profile
-    sections = profile.groups if isinstance(profile, MixedProfile) else []
-    section = next((section for section in sections if section.name == group), None)
-    if section is None:
-        raise UnknownNameError(f"group of {profile.name}", group, (section.name for section in sections))
-    return group_profile(section)
+    return profile if group is None else group_profile(group_section(profile, group))
 
 
 def render_list(profiles: Mapping[str, Profile | MixedProfile], *, width: int | None) -> str:

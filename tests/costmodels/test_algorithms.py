@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import defaultdict
 from math import log2
 
 import pytest
@@ -25,19 +26,30 @@ SPINE = level(3, 5.0, latency_us=7.0, name="spine")
 
 
 def ring_by_hand(group: Group, num_bytes: float) -> tuple[float, float]:
-    """Hops and wire of a ring by walking over its ranks, each step over the level where two neighbours meet."""
-    hops, carried = 0.0, [0.0] * len(group.levels)
-    for rank in range(group.size):
-        units = [1]
-        for each in group.levels:
-            units.append(units[-1] * each.fan)
-        following = (rank + 1) % group.size
-        met = next(i for i in range(len(group.levels)) if rank // units[i + 1] == following // units[i + 1])
-        if following:
-            hops += group.levels[met].latency_s
-        for i in range(met + 1):
-            carried[i] = (group.size - 1) / group.size * num_bytes / units[i]
-    return hops, max(bytes_ / each.bytes_per_s for bytes_, each in zip(carried, group.levels, strict=True))
+    """Hops and wire by walking over the ranks of every ring and counting what each member and each unit receives.
+
+    As many rings as members in a node, each entering every node at another member; each carries its part.
+    """
+    units = [1]
+    for each in group.levels:
+        units.append(units[-1] * each.fan)
+    per_node = units[1] if group.levels[0].name == "node" else 1
+    received: dict[tuple[int, int], float] = defaultdict(float)
+    hops = 0.0
+    for number in range(per_node):
+        inside = [(number + i) % per_node for i in range(per_node)]
+        ranks = [node * per_node + i for node in range(group.size // per_node) for i in inside]
+        for a, b in zip(ranks, [*ranks[1:], ranks[0]], strict=True):
+            met = next(i for i in range(len(group.levels)) if a // units[i + 1] == b // units[i + 1])
+            if number == 0 and b != ranks[0]:
+                hops += group.levels[met].latency_s
+            for i in range(1 if met and per_node > 1 else 0, met + 1):
+                received[i, b // units[i]] += (group.size - 1) / group.size * num_bytes / per_node
+    busiest = max(
+        bytes_ / units[i] / group.levels[i].bytes_per_s if i or per_node == 1 else bytes_ / group.levels[i].bytes_per_s
+        for (i, _), bytes_ in received.items()
+    )
+    return hops, busiest
 
 
 @pytest.mark.parametrize("levels", [(NODE,), (NETWORK,), (NODE, NETWORK), (NODE, NETWORK, SPINE), (NODE, SPINE)])
@@ -81,8 +93,34 @@ def test_a_tree_has_logarithmic_hops_over_the_network() -> None:
     wide = level(64, 10.0, latency_us=5.0, name="network")
     way = tree(members(NODE, wide), M)
     assert way.hops_s == pytest.approx(2 * (7 * 1e-6 + log2(64) * 5e-6))
-    assert way.wire_s == pytest.approx(2 * 63 / 64 * M / 8 / 10e9)
     assert ring(members(NODE, wide), M).hops_s > 10 * way.hops_s
+
+
+def busiest_of_two_trees(nodes: int) -> float:
+    """Messages that the busiest node sends in an all-reduce over NCCL's two binary trees, each with half of it.
+
+    A node's parent differs in its lowest set bit; the second tree is the first mirrored, or shifted for odd numbers.
+    """
+    sent = [0.0] * nodes
+
+    def parent(rank: int) -> int:
+        bit = rank & -rank
+        up = (rank ^ bit) | (bit << 1)
+        return up if up < nodes else rank ^ bit
+
+    for rank in range(1, nodes):
+        for name in (lambda r: r, (lambda r: (r + 1) % nodes) if nodes % 2 else (lambda r: nodes - 1 - r)):
+            sent[name(rank)] += 0.5  # the sum of its part of the tree, up
+            sent[name(parent(rank))] += 0.5  # the result, down
+    return max(sent)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 5, 8, 16, 31, 64])
+def test_the_busiest_node_of_two_trees(nodes: int) -> None:
+    way = tree(members(level(nodes, 10.0, name="network")), M)
+    assert way.wire_s == pytest.approx(busiest_of_two_trees(nodes) * M / 10e9)
+    in_node = tree(members(level(8, 10.0), level(nodes, 1e6, name="network")), M)
+    assert in_node.wire_s == pytest.approx(2 * M / 10e9)
 
 
 def test_a_switch_that_reduces_sends_once_and_a_share_more() -> None:
@@ -121,5 +159,11 @@ def test_what_changes_rails_is_forwarded_in_the_node() -> None:
     assert pairwise(fast, crossing).wire_s == pytest.approx(7 / 32 * M / 100e9 + 24 / 32 * M * 7 / 8 / 50e9)
     # One member a node stays on its rail.
     assert pairwise(members(rail), [3 / 4 * M]).wire_s == pytest.approx(3 / 4 * M / 10e9)
-    across = level(4, 1000.0, name="rail", forward_gb_per_s=50.0, on_rails=False)
-    assert ring(members(across), M).wire_s == pytest.approx(3 / 4 * M / 50e9)
+    across = members(level(4, 1000.0, name="rail", forward_gb_per_s=50.0, on_rails=False))
+    assert ring(across, M).wire_s == pytest.approx(3 / 4 * M / 50e9)
+    assert tree(across, M).wire_s == pytest.approx(2 * M / 50e9)
+    # Rails at two levels: seven of eight members of a node are on other rails, wherever they are.
+    spine = level(2, 1000.0, name="spine", forward_gb_per_s=50.0)
+    twice = members(NODE, level(4, 1000.0, name="rail", forward_gb_per_s=50.0), spine)
+    moved = [0.0, 1e9, 1e9]
+    assert pairwise(twice, moved).wire_s == pytest.approx(2 * 1e9 * 7 / 8 / 50e9)

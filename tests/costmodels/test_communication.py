@@ -35,16 +35,20 @@ GROUPS = st.builds(
 )
 SIZES = st.integers(1, 2**34)
 
-levels_of = st.lists(
-    st.builds(
-        level,
-        st.sampled_from([2, 3, 4, 8]),
-        st.floats(1.0, 500.0),
-        latency_us=st.floats(0.1, 20.0),
-        name=st.sampled_from(["node", "leaf", "spine"]),
-    ),
-    min_size=1,
-    max_size=3,
+named = st.sampled_from([("node", "leaf", "spine"), ("node", "leaf"), ("node",), ("leaf", "spine"), ("leaf",)])
+levels_of = named.flatmap(
+    lambda names: st.tuples(
+        *(
+            st.builds(
+                level,
+                st.sampled_from([2, 4, 8]),
+                st.floats(1.0, 500.0),
+                latency_us=st.floats(0.1, 20.0),
+                name=st.just(name),
+            )
+            for name in names
+        )
+    )
 )
 some_groups = st.builds(
     lambda levels, algorithms, protocols: members(
@@ -93,7 +97,7 @@ def test_an_all_reduce_is_at_most_a_reduce_scatter_and_an_all_gather(group: Grou
 
 
 @given(levels=levels_of, num_bytes=SIZES)
-def test_a_ring_all_reduce_is_a_reduce_scatter_and_an_all_gather(levels: list[object], num_bytes: int) -> None:
+def test_a_ring_all_reduce_is_a_reduce_scatter_and_an_all_gather(levels: tuple[object, ...], num_bytes: int) -> None:
     group = members(*levels, by=library("ring", protocols=("hockney",)))  # type: ignore[arg-type]
     both = reduce_scatter_s(group, num_bytes) + all_gather_s(group, num_bytes)
     assert all_reduce_s(group, num_bytes) == pytest.approx(both, rel=1e-9)
@@ -204,6 +208,18 @@ def test_an_uneven_exchange_waits_for_the_busiest_member() -> None:
     assert all_to_all_uneven_s(group, [[0.0] * 4] * 4) == 0
     with pytest.raises(ValueError, match="num_bytes must be 4 rows of 4, one per member of the group"):
         all_to_all_uneven_s(group, [[1.0] * 3] * 4)
+
+
+def test_libraries_that_the_members_processors_drive() -> None:
+    """gloo, 10 GB/s, copies at 5 GB/s; hops of 3 us wait for the slowest of four, 25 / 12 as long."""
+    by = replace(library("ring", protocols=("hockney",), launch_us=50, copy_gb_per_s=5.0), name="gloo")
+    group = members(level(4, 10.0, latency_us=3.0), by=by)
+    launch, waited, passed, copied = 50e-6, 3e-6 * 25 / 12, 3 / 4 * 1e9 / 10e9, 1e9 / 5e9
+    assert all_reduce_s(group, 1e9) == pytest.approx(launch + 6 * waited + 2 * passed)
+    assert reduce_scatter_s(group, 1e9) == pytest.approx(launch + 6 * waited + 2 * passed + copied)
+    assert all_gather_s(group, 1e9) == pytest.approx(launch + 3 * waited + passed + copied)
+    assert broadcast_s(group, 1e9) == pytest.approx(launch + 2 * 3e-6 + passed)
+    assert all_to_all_s(group, 1e9) == pytest.approx(launch + 3 * 3e-6 + passed)
 
 
 def test_a_transfer_between_two_is_latency_and_wire_time() -> None:

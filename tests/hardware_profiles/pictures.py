@@ -60,9 +60,11 @@ def members(*levels: GroupLevel, by: Library | None = None) -> Group:
 
 def links(*pairs: tuple[int | str, int | str, float]) -> Links:
     """Links from (end, end, GB/s), all of which collectives reach."""
-    return Links(
-        links=tuple(Link(between=(a, b), bytes_per_s=rate * 1e9, collective_fraction=1.0) for a, b, rate in pairs)
+    parts = (
+        Link(between=(a, b), bytes_per_s=rate * 1e9, collective_fraction=1.0, send_fraction=0.85)
+        for a, b, rate in pairs
     )
+    return Links(links=tuple(parts))
 
 
 def with_fabric(fabric: Links, shape: str) -> Cluster:

@@ -6,6 +6,7 @@ import pytest
 
 from hardware_profiles.errors import ProfileError
 from hardware_profiles.load import load_cluster
+from hardware_profiles.topology import boundary, group
 from tests.hardware_profiles.faults import GOOD
 from tests.hardware_profiles.pictures import TOY
 
@@ -60,10 +61,8 @@ def test_levels_that_join_nothing_are_dropped(tmp_path: Path) -> None:
     assert levels(f"{path}:2x4") == [("network", 8)]
     assert levels(f"{path}:1x4") == []
     assert [level.uplink_devices for level in load_cluster(f"{path}:8x4").network] == [4, 16]
-    with pytest.raises(
-        ProfileError, match=r"level 'spine' with 6 nodes must be a multiple of the level inside it \(4\)"
-    ):
-        load_cluster(f"{path}:6x4")
+    # The last leaf holds two nodes of four.
+    assert levels(f"{path}:6x4") == [("network", 16), ("spine", 24)]
     path.write_text(GOOD + LEAF)
     with pytest.raises(ProfileError, match="8 nodes do not fit: the outermost level 'network' of profile toy joins 4"):
         load_cluster(f"{path}:8x4")
@@ -82,7 +81,7 @@ def test_the_fingerprint_depends_on_content_and_size_alone(tmp_path: Path) -> No
 
 
 def test_a_mixed_cluster_counts_on_the_weakest_figure_of_each_kind(tmp_path: Path) -> None:
-    path = mixed(tmp_path, memory_gib_is_16="memory_gib = 8", launch_overhead_us_is_2="launch_overhead_us = 9")
+    path = mixed(tmp_path, memory_gib_is_16="memory_gib = 8 #", launch_overhead_us_is_2="launch_overhead_us = 9 #")
     cluster = load_cluster(path)
     assert (cluster.name, cluster.num_devices, cluster.num_nodes) == ("mixed:6x4", 24, 6)
     assert cluster.device.memory_bytes == 8 * 2**30
@@ -97,6 +96,7 @@ def test_its_groups_are_joined_by_units_that_lie_in_one_of_them(tmp_path: Path) 
     cluster = load_cluster(mixed(tmp_path))
     # Four nodes and two: two divide both. The uplink is shared by the sixteen devices of the larger group.
     assert [(level.name, level.num_devices) for level in cluster.network] == [("group", 8), ("wan", 24)]
+    assert [[level.name for level in machines.inside] for machines in cluster.machines] == [["network"], ["network"]]
     assert cluster.network[-1].uplink_devices == 16
     assert cluster.network[-1].uplink_bytes_per_s == 8e9
 
@@ -129,3 +129,66 @@ def test_cards_of_a_group_fit_its_machines(tmp_path: Path) -> None:
     path.write_text(MIXED.format(toy=TOY, other=TOY).replace("count = 2", "count = 3"))
     with pytest.raises(ProfileError, match=r"group 'right': nic: count \(3\) must divide the node's devices \(4\)"):
         load_cluster(str(path))
+
+
+def test_what_slows_a_group_down_inside_counts_in_the_whole(tmp_path: Path) -> None:
+    """Leaves of two nodes whose uplinks carry a tenth of their cards, in one of two groups."""
+    other = tmp_path / "other.toml"
+    slow = SPINE.replace("oversubscription = 2.0", "oversubscription = 10.0").replace(
+        "latency_us = 1.0", "latency_us = 8.0"
+    )
+    other.write_text(GOOD.replace('name = "toy"', 'name = "other"') + "num_nodes = 2\n" + slow)
+    path = tmp_path / "mixed.toml"
+    text = MIXED.format(toy=TOY, other="other.toml").replace("num_nodes = 2", "num_nodes = 4")
+    path.write_text(text[: text.index("[groups.nic]")] + text[text.index("[[network]]") :])
+    whole, alone = load_cluster(str(path)), load_cluster(f"{path}@right")
+    slow_level, level = (group(each, size=2, stride=8).levels[-1] for each in (alone, whole))
+    assert slow_level.bytes_per_s == pytest.approx(0.9e9)
+    assert level.bytes_per_s == pytest.approx(slow_level.bytes_per_s)
+    assert level.latency_s == slow_level.latency_s == pytest.approx(11e-6)
+    assert group(whole, size=2, stride=16).levels[-1].latency_s == pytest.approx(103e-6)
+
+
+def test_a_boundary_inside_a_group_is_that_groups(tmp_path: Path) -> None:
+    cluster = load_cluster(mixed(tmp_path))
+    rates = [boundary(cluster, stride=4, index=i).levels[0].bytes_per_s for i in (0, 4)]
+    assert rates == pytest.approx([10e9 * 0.95, 2.5e9 * 0.5])
+
+
+def test_groups_have_a_protocol_and_a_dtype_in_common(tmp_path: Path) -> None:
+    path = mixed(tmp_path, **{'protocols_is_["ll", "simple"]': 'protocols = ["ll", "hockney"]'})
+    with pytest.raises(
+        ProfileError, match=r"no protocol for large messages in common \(nccl: ll, simple; nccl: hockney, ll"
+    ):
+        load_cluster(path)
+    path = mixed(tmp_path, peak_bf16_tflop_per_s_is_100="peak_fp16_tflop_per_s = 100 #")
+    with pytest.raises(ProfileError, match="no dtype has a peak on all of toy, other"):
+        load_cluster(path)
+
+
+def test_the_library_of_a_mixed_cluster_is_the_slowest(tmp_path: Path) -> None:
+    path = mixed(
+        tmp_path, compute_slowdown_is_1="compute_slowdown = 1.3 #", copy_gb_per_s_is_500="copy_gb_per_s = 200 #"
+    )
+    library = load_cluster(path).library
+    assert (library.compute_slowdown, library.copy_bytes_per_s) == (1.3, 200e9)
+
+
+def test_machines_without_cards_cannot_be_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.toml"
+    text = MIXED.format(toy=TOY, other="pcie-box")
+    path.write_text(text[: text.index("[groups.nic]")] + text[text.index("[[network]]") :])
+    with pytest.raises(
+        ProfileError, match=r"group 'right': pcie-box has no \[nic\] and \[\[network\]\] to be joined by"
+    ):
+        load_cluster(str(path))
+
+
+def test_a_group_of_one_node_has_cards(tmp_path: Path) -> None:
+    path = tmp_path / "ones.toml"
+    path.write_text(
+        MIXED.format(toy=TOY, other=TOY).replace("num_nodes = 4", "num_nodes = 1").replace("= 2\n[g", "= 1\n[g")
+    )
+    cluster = load_cluster(str(path))
+    assert [level.name for level in cluster.network] == ["wan"]
+    assert group(cluster, size=2, stride=4).levels[0].bytes_per_s == pytest.approx(2e9 * 0.4)

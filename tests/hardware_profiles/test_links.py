@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import combinations, permutations
 
 import networkx as nx
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hardware_profiles.cluster import Links
 from hardware_profiles.links import tightest_cuts
+from hardware_profiles.load import load_cluster
 from tests.hardware_profiles.pictures import links
 
 GB = 1e9
@@ -42,10 +43,35 @@ def test_a_ring_carries_two_ways_and_an_exchange_across_its_middle() -> None:
     assert gather(RING, (0, 1, 2)) == pytest.approx(10)
 
 
-def test_groups_share_what_they_both_need() -> None:
-    """Opposite corners of a ring have no link: both pairs go through the others, over the same four links."""
-    assert gather(RING, (0, 2), (1, 3)) == pytest.approx(10)
-    assert gather(RING, (0, 2)) == pytest.approx(20)
+def test_pairs_without_a_link_are_relayed_over_one_path_that_they_share() -> None:
+    """Opposite corners of a ring: both pairs go through the others, one way there and the same way back."""
+    gathered, _ = tightest_cuts(RING.links, ((0, 2),))
+    assert (gathered.bytes_per_s, gathered.relayed) == (pytest.approx(10e9), True)
+    # 0-1-2 and 1-0-3 or 1-2-3 have a link in common.
+    assert gather(RING, (0, 2), (1, 3)) == pytest.approx(5)
+    line = links((0, 1, 10.0), (1, 2, 40.0), (2, 3, 10.0))
+    assert gather(line, (0, 3)) == pytest.approx(10)
+    assert gather(line, (1, 2)) == pytest.approx(40)
+
+
+def test_the_wider_of_two_shortest_paths_relays() -> None:
+    assert gather(links((0, 1, 10.0), (1, 3, 10.0), (0, 2, 20.0), (2, 3, 15.0)), (0, 3)) == pytest.approx(15)
+
+
+def test_devices_without_a_link_are_never_better_off_than_with_one() -> None:
+    frontier = load_cluster("frontier:1x8").machines[0].node.fabric
+    assert isinstance(frontier, Links)
+    linked = {tuple(sorted(map(int, link.between))): gather(frontier, link.between) for link in frontier.links}  # type: ignore[arg-type]
+    for pair in combinations(range(8), 2):
+        if pair not in linked:
+            assert gather(frontier, pair) <= min(linked.values()) * 2
+            assert gather(frontier, pair) < max(linked.values())
+
+
+def test_own_links_are_used_and_the_host_left_alone() -> None:
+    quads = links(*((a, b, 30.0) for a in range(4) for b in range(a)), *((d, "cpu", 16.0) for d in range(6)))
+    assert gather(quads, (0, 1, 2, 3)) == pytest.approx(90)
+    assert gather(quads, (4, 5)) == pytest.approx(16)
 
 
 def test_a_bridge_between_two_switches_is_shared() -> None:
@@ -55,10 +81,11 @@ def test_a_bridge_between_two_switches_is_shared() -> None:
         ("left", "right", 20.0),
     )
     assert gather(box, (0, 1), (2, 3)) == pytest.approx(25)
-    # Three quarters of the message enter each side over the bridge: (n - 1) / |beyond| = 3 / 2 of 20.
-    assert gather(box, (0, 1, 2, 3)) == pytest.approx(25)
+    assert gather(box, (0, 1, 2, 3)) == pytest.approx(20)
     assert gather(box, (0, 2), (1, 3)) == pytest.approx(10)
     assert tightest_cuts(box.links, ((0, 2), (1, 3)))[0].capacity_bytes_per_s == pytest.approx(20e9)
+    # Of an all-to-all of four, two and two pairs cross: 4 / 3 of what a member sends.
+    assert exchange(box, (0, 1, 2, 3)) == pytest.approx(20 * 3 / 4)
 
 
 def test_parallel_links_add_up() -> None:
@@ -79,29 +106,15 @@ def fabrics(draw: st.DrawFn) -> Links:
 
 @given(fabrics())
 def test_against_maximum_flow(fabric: Links) -> None:
-    """All-gather over everybody: the rate at which every member can send its shard to any other, by max-flow.
-
-    Edmonds: trees can be packed at rate x per root into capacities if for every vertex v a flow of ``n x`` reaches v
-    from a source that feeds every root x. So B = x (n - 1) with the largest such x, found by bisection.
-    """
-    devices = sorted({end for link in fabric.links for end in link.between}, key=str)
-    n = len(devices)
-
-    def feasible(share: float) -> bool:
-        network = nx.DiGraph()
-        for link in fabric.links:
-            for a, b in (link.between, link.between[::-1]):
-                known = network.edges[a, b]["capacity"] if network.has_edge(a, b) else 0.0
-                network.add_edge(a, b, capacity=known + link.bytes_per_s)
-        for device in devices:
-            network.add_edge("source", device, capacity=share)
-        return all(nx.maximum_flow_value(network, "source", device) >= n * share * (1 - 1e-9) for device in devices)
-
-    low, high = 0.0, 1e12
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if feasible(middle) else (low, middle)
-    assert gather(fabric, tuple(range(n))) * GB == pytest.approx(low * (n - 1), rel=1e-6)
+    """What separates some members from others is what separates some pair of them: the least maximum flow of any."""
+    network = nx.Graph()
+    for link in fabric.links:
+        a, b = link.between
+        known = network.edges[a, b]["capacity"] if network.has_edge(a, b) else 0.0
+        network.add_edge(a, b, capacity=known + link.bytes_per_s)
+    devices = sorted(network)
+    least = min(nx.maximum_flow_value(network, a, b) for a, b in combinations(devices, 2))
+    assert gather(fabric, tuple(devices)) * GB == pytest.approx(least)
 
 
 @given(fabrics(), st.randoms(use_true_random=False))

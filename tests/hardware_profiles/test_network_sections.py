@@ -36,6 +36,7 @@ def test_cards_may_be_listed() -> None:
         (("count = 3",), "nic: count (3) must divide the node's devices (4) or be a multiple of them; otherwise list"),
         (("count = 2",), "nic: contended_fraction is missing: a card serves more than one device"),
         (("count = 2", "attached = [[0, 1]]"), "nic: attached lists 1 cards, count is 2"),
+        (("count = 2", "attached = [[0, 0, 1], [2, 3]]"), "nic: attached names a device twice on one card"),
         (("count = 1", "attached = [[0, 1, 2, 4]]"), "nic: attached: device 4 does not exist, the node has 0 to 3"),
         (("count = 1", "attached = [[0, 1, 2]]"), "nic: attached: device 3 has no card"),
         (("count = 0",), "nic.count = 0: Input should be greater than or equal to 1"),

@@ -69,7 +69,7 @@ def test_explicit_links_join_devices_and_switches() -> None:
         ("[0, 1]", "[1, 1]", "links[0].between = [1, 1]: a link joins two different ends"),
         ("[0, 1]", "[1, 3]", "no link reaches device 0"),
         ('["bridge", 3]', '["bridge", 0]', "the links do not join device 2, 3 with device 0"),
-        ("gb_per_s = 200.0", "gb_per_s = -1", "node.links[0].gb_per_s = -1: must be 0.001 to 1e+06 GB/s"),
+        ("gb_per_s = 200.0", "gb_per_s = -1", "node.links[0].gb_per_s = -1: must be 0.001 to 8000 GB/s"),
         ("[0, 1]", "[0, -1]", "links[0].between = [0, -1]: device -1 does not exist, the node has 0 to 3"),
     ],
 )

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardware_profiles.cluster import Cluster, Links, Mesh, NetworkLevel, Nic
+from hardware_profiles.cluster import Cluster, Links, Mesh, Nic
 from hardware_profiles.load import load_cluster
-from hardware_profiles.rates import hashed_fraction
-from hardware_profiles.topology import group
+from hardware_profiles.rates import fullest_path
+from hardware_profiles.topology import boundary, group
 from tests.hardware_profiles.pictures import TOY, links, with_fabric
 
 TOY_4X4 = load_cluster(f"{TOY}:4x4")
@@ -58,9 +59,8 @@ def test_pairs_of_devices_differ_over_explicit_links() -> None:
     cards = with_fabric(links((0, 1, 200.0), (2, 3, 200.0), (0, 2, 50.0), (1, 3, 50.0)), "4x4")
     assert rate(cards, 2, 1) == pytest.approx(200)
     assert rate(cards, 2, 2) == pytest.approx(50)
-    # Into each card: half the members beyond, 100 GB/s: 100 * 3 / 2.
     whole = group(cards, size=4, stride=1).levels[0]
-    assert whole.bytes_per_s == pytest.approx(150e9)
+    assert whole.bytes_per_s == pytest.approx(100e9)
     assert whole.limit in ("links into {0, 1} carry 100 GB/s sustained", "links into {2, 3} carry 100 GB/s sustained")
 
 
@@ -74,30 +74,61 @@ def test_devices_of_one_card_contend_when_their_groups_differ() -> None:
     assert group(shared, size=8, stride=1).levels[1].bytes_per_s == pytest.approx(9e9)
 
 
+def test_sends_over_explicit_links_share_what_their_pairs_share() -> None:
+    """Two devices behind each switch: both pairs of neighbouring stages cross the same bridge."""
+    box = with_fabric(
+        links(*((d, "left" if d < 2 else "right", 30.0) for d in range(4)), ("left", "right", 20.0)), "1x4"
+    )
+    assert boundary(box, stride=2, index=0).levels[0].bytes_per_s == pytest.approx(10e9 * 0.85)
+    assert boundary(box, stride=1, index=0).levels[0].bytes_per_s == pytest.approx(30e9 * 0.85)
+    assert boundary(box, stride=1, index=1).levels[0].bytes_per_s == pytest.approx(20e9 * 0.85)
+    assert boundary(box, stride=1).levels[0].bytes_per_s == pytest.approx(20e9 * 0.85)
+
+
+def test_a_send_leaves_by_the_worst_card() -> None:
+    uneven = nic(TOY_4X4, attached=((0,), (1, 2, 3)))
+    assert boundary(uneven, stride=4, index=0).levels[0].bytes_per_s == pytest.approx(10e9 / 3 * 0.95)
+
+
 def test_the_worst_group_counts_where_cards_differ() -> None:
     uneven = nic(TOY_4X4, attached=((0,), (1, 2, 3)), collective_fraction=1.0, contended_fraction=1.0)
     assert rate(uneven, 4, 4) == pytest.approx(10 / 3)
     assert rate(uneven, 16, 1) == pytest.approx((10 + 3 * 10 / 3) / 4)
 
 
-def test_oversubscription_and_uplinks_divide() -> None:
-    two = load_cluster(f"{TOY}:8x4")
-    level = replace(two.network[0], num_devices=16)
-
-    def above(**changes: object) -> Cluster:
-        spine = NetworkLevel(name="spine", num_devices=32, latency_s=1e-6, uplink_devices=16, **changes)  # type: ignore[arg-type]
-        return replace(two, network=(level, spine))
-
-    assert rate(above(oversubscription=4.0), 2, 16) == pytest.approx(9 / 4)
-    assert rate(above(oversubscription=4.0), 4, 4) == pytest.approx(9)
-    assert rate(above(uplink_bytes_per_s=32e9), 2, 16) == pytest.approx(2 * 0.9)
-    assert rate(above(uplink_bytes_per_s=1e15), 2, 16) == pytest.approx(9)
-    assert group(above(), size=2, stride=16).levels[0].latency_s == pytest.approx(4e-6)
-    assert "spine oversubscribed 4:1" in group(above(oversubscription=4.0), size=2, stride=16).levels[0].limit
-    assert "shared by 16 devices" in group(above(uplink_bytes_per_s=32e9), size=2, stride=16).levels[0].limit
+SPINE = '\n[[network]]\nname = "spine"\nnum_nodes = 8\nlatency_us = 1.0\nrouting = "sprayed"\n'
 
 
-def test_hashed_flows_against_throwing_them() -> None:
+def spine(folder: Path, *lines: str, core: str = "") -> str:
+    """The toy with leaves of four nodes under a spine, and perhaps a core above."""
+    path = folder / "spine.toml"
+    text = TOY.read_text() + "num_nodes = 4\n" + SPINE + "\n".join(lines) + "\n" + core
+    path.write_text(text)
+    return str(path)
+
+
+def test_uplinks_are_shared_by_all_devices_below(tmp_path: Path) -> None:
+    path = spine(tmp_path, "oversubscription = 4.0")
+    assert rate(load_cluster(f"{path}:8x4"), 2, 16) == pytest.approx(9 / 4)
+    assert rate(load_cluster(f"{path}:8x4"), 4, 4) == pytest.approx(9)
+    level = group(load_cluster(f"{path}:8x4"), size=2, stride=16).levels[0]
+    assert level.latency_s == pytest.approx(4e-6)
+    assert level.limit.endswith("uplinks of 40.0 GB/s to spine shared by 16 devices")
+    # Half of the devices of each node share the same uplinks, a quarter are limited by their cards.
+    assert rate(load_cluster(f"{path}:8x2"), 2, 8) == pytest.approx(9 / 2)
+    assert rate(load_cluster(f"{path}:8x1"), 2, 4) == pytest.approx(9)
+    path = spine(tmp_path, "uplink_gb_per_s = 32.0")
+    assert rate(load_cluster(f"{path}:8x4"), 2, 16) == pytest.approx(2 * 0.9)
+
+
+def test_oversubscription_adds_up_over_levels(tmp_path: Path) -> None:
+    core = SPINE.replace("spine", "core").replace("num_nodes = 8", "num_nodes = 16") + "oversubscription = 3.0\n"
+    path = spine(tmp_path, "oversubscription = 2.0", core=core)
+    assert rate(load_cluster(f"{path}:16x4"), 2, 32) == pytest.approx(9 / 6)
+    assert rate(load_cluster(f"{path}:16x4"), 2, 16) == pytest.approx(9 / 2)
+
+
+def test_the_fullest_path_against_throwing_flows() -> None:
     source = random.Random(7)
     for flows, paths in ((8, 8), (64, 16), (256, 16)):
         fullest = []
@@ -106,19 +137,26 @@ def test_hashed_flows_against_throwing_them() -> None:
             for _ in range(flows):
                 load[source.randrange(paths)] += 1
             fullest.append(max(load))
-        thrown = flows / paths / (sum(fullest) / len(fullest))
         # Poisson loads are a little more uneven than a fixed number of flows.
-        assert thrown * 0.85 <= hashed_fraction(flows, paths) <= thrown * 1.02
+        assert 0.98 <= fullest_path(flows, paths) / (sum(fullest) / len(fullest)) <= 1.17
 
 
-def test_hashing_costs_what_spraying_does_not() -> None:
-    hashed = network(TOY_4X4, num_paths=8, flows_per_device=1)
-    assert rate(hashed, 4, 4) == pytest.approx(9 * hashed_fraction(4, 8))
-    assert rate(hashed, 4, 4) < 0.5 * rate(TOY_4X4, 4, 4)
-    # More connections per device even out.
-    assert hashed_fraction(4, 8) < hashed_fraction(64, 8) < hashed_fraction(1024, 8) < 1
-    assert hashed_fraction(4, 1) == 1
-    assert "flows hashed onto 8 paths" in group(hashed, size=4, stride=4).levels[0].limit
+def test_hashing_costs_what_spraying_does_not(tmp_path: Path) -> None:
+    hashed = 'routing = "single-path"\nnum_paths = 8\nflows_per_device = {}'
+
+    def across(flows: int, per_node: int = 4) -> float:
+        path = Path(spine(tmp_path, "oversubscription = 1.0"))
+        spines = path.read_text().rpartition('routing = "sprayed"')
+        path.write_text(spines[0] + hashed.format(flows) + spines[2])
+        return rate(load_cluster(f"{path}:8x{per_node}"), 2, 4 * per_node)
+
+    # 16 flows of 10 GB/s onto eight paths of 20: the fullest holds E of them.
+    assert across(1) == pytest.approx(9 * 2 / fullest_path(16, 8))
+    assert across(1) < across(4) < across(64) < 9
+    # Four devices below cannot fill a path each: only what falls on one path is lost.
+    assert across(1, per_node=1) == pytest.approx(9 * min(1, 2 / fullest_path(4, 8)))
+    assert across(1, per_node=1) > across(1)
+    assert fullest_path(16, 1) == 16
 
 
 def test_rails_are_left_only_by_groups_that_lie_differently_in_each_node() -> None:

@@ -62,7 +62,11 @@ def test_fans(cluster: Cluster, size: int, stride: int, expected: list[int]) -> 
 
 @given(st.data())
 def test_against_the_ranks_themselves_where_the_axis_divides(data: st.DataObject) -> None:
-    cluster = data.draw(st.sampled_from([H100, MI250X, load_cluster("mi250x:6x6"), load_cluster("h100-sxm:5x6")]))
+    cluster = data.draw(
+        st.sampled_from(
+            [H100, MI250X, load_cluster("mi250x:6x6"), load_cluster("h100-sxm:5x6"), load_cluster("dgx-h100:48x8")]
+        )
+    )
     total = cluster.num_devices
     stride = data.draw(st.sampled_from([s for s in range(1, total + 1) if total % s == 0]))
     size = data.draw(st.sampled_from([n for n in range(1, total // stride + 1) if (total // stride) % n == 0]))

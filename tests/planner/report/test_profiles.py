@@ -114,7 +114,7 @@ def test_one_group_is_the_profile_of_its_machines() -> None:
     assert profile.nic.count == 4  # type: ignore[union-attr]
     with pytest.raises(UnknownNameError, match=r"unknown group of two-islands 'rocs'. Did you mean 'roce'"):
         profiles.profile_of("two-islands", "rocs")
-    with pytest.raises(UnknownNameError, match="unknown group of toy 'x'"):
+    with pytest.raises(ProfileError, match="toy is not a mixed cluster and has no group 'x'"):
         profiles.profile_of(str(TOY), "x")
 
 

@@ -1,0 +1,1 @@
+"""Timing of devices and collectives with torch; the only part of the profiles that imports it."""
