@@ -3,6 +3,10 @@
 MeshwrightError            exit code
 ├── UnknownNameError        4   model, hardware, precision, ... (known names and the nearest)
 ├── ProfileError            4   a hardware profile or cluster string breaks a rule
+├── LaunchError             4   measuring: a launcher's variables that say nothing, or too little
+├── SamplesError            4   measuring: samples of another machine, or not samples
+├── NcclTestsError          4   measuring: a file that nccl-tests did not write
+├── FitError                4   measuring: too little measured for a profile
 ├── PlanFileError           4   a plan file breaks its schema
 ├── ModelSourceError        4   a model file, factory or config that gives no model
 ├── TraceError              4   a model that cannot be traced: FQN, source line, what to do
