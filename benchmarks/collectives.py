@@ -14,7 +14,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,74 +73,110 @@ def nccl_rows(path: Path) -> Iterator[Row]:
 
 
 def published_rows(path: Path) -> Iterator[Row]:
-    """Figures of other sources: vTrain, S. Bekman, Nebius, LUMI, an Ascend node."""
+    """Figures of other sources, those that a pattern of `PUBLISHED` describes."""
     for fact in json.loads(path.read_text()):
         if fact["category"] == "measured-collective":
-            yield from _fact_rows(fact["hardware"], fact["quantity"], fact["value"])
+            for hardware, quantity, rows in PUBLISHED:
+                if hardware in fact["hardware"] and (found := re.match(quantity, fact["quantity"])):
+                    yield from rows(found, fact["value"])
+                    break
 
 
-def _fact_rows(hardware: str, quantity: str, value: Any) -> Iterator[Row]:
-    if hardware == "A100-SXM (8-GPU node)" and (found := re.match(r"all_reduce (\d) GPUs (\d+) MiB", quantity)):
-        members, num_bytes = int(found[1]), int(found[2]) * MIB
-        yield _row("vTrain", "a100-80gb:1x8", "all_reduce", members, 1, num_bytes, value[0] * MICRO)
-    elif hardware == "H200 node" and (found := re.match(r"all_reduce busbw NVLS (\d) GPUs", quantity)):
-        yield _bus("S. Bekman", "h200-sxm:1x8", "all_reduce", int(found[1]), 1, 4 * GIB, value)
-    elif hardware == "H200 node" and (found := re.match(r"(all_gather|reduce_scatter) busbw", quantity)):
-        yield _bus("S. Bekman", "h200-sxm:1x8", found[1], 8, 1, 16 * GIB, value)
-    elif hardware == "A100-SXM node" and quantity.startswith("all_reduce busbw (8 GPU)"):
-        yield _bus("S. Bekman", "a100-80gb:1x8", "all_reduce", 8, 1, 16 * GIB, value)
-    elif hardware == "B200 node" and "NVLS" in quantity:
-        yield _bus("S. Bekman", "b200-sxm:1x8", "all_reduce", 8, 1, 16 * GIB, value)
-    elif hardware == "MI300X node" and (found := re.match(r"all_reduce busbw (\d) GPU 4 GiB", quantity)):
-        yield _bus("S. Bekman", "mi300x:1x8", "all_reduce", int(found[1]), 1, 4 * GIB, value)
-    elif "Nebius" in hardware and (found := re.match(r"all_reduce (\d)(MiB|GiB)|all_reduce (\d+)MiB", quantity)):
-        num_bytes = int(found[1] or found[3]) * (GIB if found[2] == "GiB" else MIB)
-        for (members, stride), rate in zip(((8, 1), (16, 1), (2, 8)), value, strict=True):
-            yield _bus("Qwen3 on 16x H100", "h100-sxm:2x8", "all_reduce", members, stride, num_bytes, rate)
-    elif hardware == "LUMI-G (MI250X) 1 node" and "TP8 all_gather" in quantity:
-        yield _row("LUMI log", "frontier:1x8", "all_gather", 8, 1, 112 * MIB, value[0] * MILLI)
-    elif hardware == "LUMI-G (MI250X) 2 nodes" and "all_reduce" in quantity:
-        yield _bus("LUMI ReFrame", "frontier:2x8", "all_reduce", 16, 1, 2 * GIB, value[0])
-    elif hardware == "LUMI-G (MI250X) inter-node" and (
-        found := re.match(r"DP=(\d+) all_reduce of ([\d.]+) GiB", quantity)
-    ):
-        nodes = int(found[1])
-        yield _row("LUMI log", f"frontier:{nodes}x8", "all_reduce", nodes, 8, float(found[2]) * GIB, None, value[1])
-    elif hardware == "LUMI-G (MI250X) inter-node" and (
-        found := re.match(r"DP=(\d+) all_gather ([\d.]+) MiB", quantity)
-    ):
-        nodes = int(found[1])
-        gathered = float(found[2]) * MIB * nodes
-        yield _row("LUMI log", f"frontier:{nodes}x8", "all_gather", nodes, 8, gathered, value[0] * MILLI)
-    elif hardware == "LUMI-G (MI250X) inter-node" and "recv 14 MiB" in quantity:
-        link = boundary(load_cluster("frontier:2x8"), stride=8)
-        yield Row("LUMI log", "frontier:2x8", "send_recv", 2, 14 * MIB, send_recv_s(link, 14 * MIB), value[0] * MILLI)
-    elif hardware == "Ascend 910B node" and (found := re.match(r"(\d) NPUs all_gather / all_reduce", quantity)):
-        members, num_bytes = int(found[1]), GIB
-        for operation, rate in zip(("all_gather", "all_reduce"), value, strict=True):
-            measured_s = num_bytes / (rate * GB)
-            yield _row("limulidae", "ascend-910b:1x8", operation, members, 1, num_bytes, measured_s)
+def _nebius(found: re.Match[str], value: Any) -> Iterator[Row]:
+    num_bytes = int(found[1]) * (GIB if found[2] == "GiB" else MIB)
+    for (members, stride), rate in zip(((8, 1), (16, 1), (2, 8)), value, strict=True):
+        yield _bus("Qwen3 on 16x H100", "h100-sxm:2x8", "all_reduce", members, stride, num_bytes, rate)
+
+
+def _lumi_send(found: re.Match[str], value: Any) -> Iterator[Row]:
+    num_bytes = int(found[1]) * MIB
+    link = boundary(load_cluster("frontier:2x8"), stride=8)
+    yield Row("LUMI log", "frontier:2x8", "send_recv", 2, num_bytes, send_recv_s(link, num_bytes), value[0] * MILLI)
+
+
+def _ascend(found: re.Match[str], value: Any) -> Iterator[Row]:
+    for operation, rate in zip(("all_gather", "all_reduce"), value, strict=True):
+        yield _row("limulidae", "ascend-910b:1x8", operation, int(found[1]), 1, GIB, GIB / (rate * GB))
+
+
+PUBLISHED: tuple[tuple[str, str, Callable[[re.Match[str], Any], Iterable[Row]]], ...] = (
+    (
+        "A100-SXM (8-GPU node)",
+        r"all_reduce (\d) GPUs (\d+) MiB",
+        lambda m, v: [_row("vTrain", "a100-80gb:1x8", "all_reduce", int(m[1]), 1, int(m[2]) * MIB, v[0] * MICRO)],
+    ),
+    (
+        "H200 node",
+        r"all_reduce busbw NVLS (\d) GPUs",
+        lambda m, v: [_bus("S. Bekman", "h200-sxm:1x8", "all_reduce", int(m[1]), 1, 4 * GIB, v)],
+    ),
+    (
+        "H200 node",
+        r"(all_gather|reduce_scatter) busbw",
+        lambda m, v: [_bus("S. Bekman", "h200-sxm:1x8", m[1], 8, 1, 16 * GIB, v)],
+    ),
+    (
+        "A100-SXM node",
+        r"all_reduce busbw \(8 GPU\)",
+        lambda m, v: [_bus("S. Bekman", "a100-80gb:1x8", "all_reduce", 8, 1, 16 * GIB, v)],
+    ),
+    (
+        "B200 node",
+        r"all_reduce busbw NVLS",
+        lambda m, v: [_bus("S. Bekman", "b200-sxm:1x8", "all_reduce", 8, 1, 16 * GIB, v)],
+    ),
+    (
+        "MI300X node",
+        r"all_reduce busbw (\d) GPU 4 GiB",
+        lambda m, v: [_bus("S. Bekman", "mi300x:1x8", "all_reduce", int(m[1]), 1, 4 * GIB, v)],
+    ),
+    ("Nebius", r"all_reduce (\d+)(MiB|GiB)", _nebius),
+    (
+        "LUMI-G (MI250X) 1 node",
+        r"TP8 all_gather, (\d+) MiB",
+        lambda m, v: [_row("LUMI log", "frontier:1x8", "all_gather", 8, 1, int(m[1]) * MIB, v[0] * MILLI)],
+    ),
+    (
+        "LUMI-G (MI250X) 2 nodes",
+        r"rccl-tests all_reduce",
+        lambda m, v: [_bus("LUMI ReFrame", "frontier:2x8", "all_reduce", 16, 1, 2 * GIB, v[0])],
+    ),
+    (
+        "LUMI-G (MI250X) inter-node",
+        r"DP=(\d+) all_reduce of ([\d.]+) GiB",
+        lambda m, v: [_bus("LUMI log", f"frontier:{m[1]}x8", "all_reduce", int(m[1]), 8, float(m[2]) * GIB, v[1])],
+    ),
+    (
+        "LUMI-G (MI250X) inter-node",
+        r"DP=(\d+) all_gather ([\d.]+) MiB per rank",
+        lambda m, v: [
+            _row(
+                "LUMI log",
+                f"frontier:{m[1]}x8",
+                "all_gather",
+                int(m[1]),
+                8,
+                float(m[2]) * MIB * int(m[1]),
+                v[0] * MILLI,
+            )
+        ],
+    ),
+    ("LUMI-G (MI250X) inter-node", r"pipeline recv (\d+) MiB", _lumi_send),
+    ("Ascend 910B node", r"(\d) NPUs all_gather / all_reduce", _ascend),
+)
+"""Part of the hardware's name, pattern of the quantity, and the rows that the match and the value give."""
 
 
 def _bus(source: str, hardware: str, operation: str, members: int, stride: int, num_bytes: float, rate: float) -> Row:
-    """A figure given as bus bandwidth in GB/s (NCCL-tests: bytes / seconds times ``(n - 1) / n``, twice for an all-
-    reduce)."""
-    return _row(source, hardware, operation, members, stride, num_bytes, None, rate)
+    """A figure given as bus bandwidth in GB/s: ``(n - 1) / n`` of the bytes over seconds, twice for an all-reduce
+    (NCCL-tests)."""
+    factor = (members - 1) / members * (2 if operation == "all_reduce" else 1)
+    return _row(source, hardware, operation, members, stride, num_bytes, factor * num_bytes / (rate * GB))
 
 
 def _row(
-    source: str,
-    hardware: str,
-    operation: str,
-    members: int,
-    stride: int,
-    num_bytes: float,
-    measured_s: float | None,
-    bus_gb_per_s: float = 0.0,
+    source: str, hardware: str, operation: str, members: int, stride: int, num_bytes: float, measured_s: float
 ) -> Row:
-    if measured_s is None:
-        factor = (members - 1) / members * (2 if operation == "all_reduce" else 1)
-        measured_s = factor * num_bytes / (bus_gb_per_s * GB)
     ranks = group(load_cluster(hardware), size=members, stride=stride)
     return Row(source, hardware, operation, members, num_bytes, FUNCTIONS[operation](ranks, num_bytes), measured_s)
 
