@@ -55,7 +55,8 @@ def _check_latency(value: float) -> float:
 
 _latency = AfterValidator(_check_latency)
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 CountFigure = Annotated[Figure[Annotated[int, _within(1, 1e6, "")]], BeforeValidator(_table)]

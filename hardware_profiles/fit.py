@@ -44,6 +44,11 @@ def fit(machine: Machine, samples: Sequence[Sample], *, name: str, base: str | N
     known = None if base is None else load_profile(base)
     if known is not None and not isinstance(known, Profile):
         raise FitError(f"base {base}: is a mixed cluster; give the profile of one kind of machine")
+    if known is not None and known.collectives.library != machine.library:
+        raise FitError(
+            f"base {base}: is for {known.collectives.library}, measured was {machine.library} on "
+            f"{', '.join(machine.devices)}; give another base or none"
+        )
     nodes, per_node = machine.num_nodes, machine.devices_per_node
     start = known or _skeleton(machine)
     if per_node > start.node.num_devices:

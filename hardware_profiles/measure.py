@@ -57,7 +57,7 @@ def measure(
         fresh=fresh,
         time_limit_s=time_limit_s,
         nccl_tests=tuple(nccl_tests),
-        command=" ".join(sys.argv[1:]),
+        command=" ".join(word for word in sys.argv[1:] if word not in ("hardware", "measure")),
     )
     return run(place(os.environ), options)
 
@@ -78,7 +78,12 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="forget earlier attempts with this output")
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a rank without progress")
     parser.add_argument(
-        "--nccl-tests", type=Path, nargs="+", default=[], metavar="JSON", help="files of nccl-tests -J to take in"
+        "--nccl-tests",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="a file of nccl-tests -J to take in",
     )
     arguments = parser.parse_args()
     try:

@@ -56,15 +56,20 @@ class Accelerator:
         self.synchronize()
         return (perf_counter() - start) / calls
 
-    def kernel_s(self, call: Callable[[], object], calls: int) -> float:
-        """Device seconds of one of ``calls`` calls; the host's time to queue them hides behind work queued before."""
+    def kernel_s(self, call: Callable[[], object], calls: int, beside: Callable[[], object]) -> float:
+        """Device seconds of one of ``calls`` calls; the host's time to queue them hides behind work queued before.
+
+        ``beside`` starts what is to run at the same time, right before the calls.
+        """
         if self.is_cpu:
+            beside()
             return self.wall_s(call, calls)
         module = _module(self.device.type)
         begin, end = module.Event(enable_timing=True), module.Event(enable_timing=True)
         filler = torch.empty(8192, 8192, device=self.device, dtype=torch.bfloat16)
         for _ in range(1 + calls // 16):
             filler @ filler
+        beside()
         begin.record()
         for _ in range(calls):
             call()
@@ -79,16 +84,20 @@ def accelerator(local_rank: int, local_world_size: int) -> Accelerator:
     CUDA or ROCm if there is one, else Ascend if torch-npu can be imported and has one, else the process's share of
     the CPU.
     """
-    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
+    whole_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host_bytes = whole_bytes // local_world_size
     runtime = f"torch {torch.__version__}"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        properties = torch.cuda.get_device_properties(local_rank)
+        # A launcher may show each process its own device only.
+        index = 0 if torch.cuda.device_count() == 1 else local_rank
+        host_bytes = whole_bytes // max(local_world_size, torch.cuda.device_count())
+        torch.cuda.set_device(index)
+        properties = torch.cuda.get_device_properties(index)
         free_bytes, memory_bytes = torch.cuda.mem_get_info()
         hip = torch.version.hip
         versions = f"ROCm {hip}, RCCL" if hip else f"CUDA {torch.version.cuda}, NCCL"
         return Accelerator(
-            device=torch.device("cuda", local_rank),
+            device=torch.device("cuda", index),
             library="rccl" if hip else "nccl",
             name=properties.name,
             driver=_driver("rocm" if hip else "nvidia"),

@@ -30,6 +30,7 @@ class Place:
 ALONE = Place(rank=0, world_size=1, local_rank=0, local_world_size=1, address="localhost", port=0)
 
 _RUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
 
@@ -54,6 +55,11 @@ def place(environ: Mapping[str, str]) -> Place:
     # A batch script's own shell has SLURM_PROCID too; only a step's tasks have SLURM_STEP_NODELIST.
     if "SLURM_PROCID" in environ and "SLURM_STEP_NODELIST" in environ:
         return _slurm(environ)
+    others = [name for name in _OTHERS if environ.get(name, "1") not in ("", "1")]
+    if others:
+        raise LaunchError(
+            f"{others[0]} = {environ[others[0]]}: start with torchrun or srun; mpirun's ranks cannot meet"
+        )
     return ALONE
 
 
@@ -72,7 +78,7 @@ def _slurm(environ: Mapping[str, str]) -> Place:
 
 def _tasks_per_node(environ: Mapping[str, str], world_size: int) -> int:
     """``8`` from ``SLURM_NTASKS_PER_NODE`` or from ``SLURM_STEP_TASKS_PER_NODE = 8(x2)``."""
-    if "SLURM_NTASKS_PER_NODE" in environ:
+    if "SLURM_STEP_TASKS_PER_NODE" not in environ and "SLURM_NTASKS_PER_NODE" in environ:
         return _number(environ, "SLURM_NTASKS_PER_NODE")
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", str(world_size))
     match = re.fullmatch(r"(\d+)(?:\(x\d+\))?", tasks)

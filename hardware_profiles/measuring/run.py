@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hardware_profiles.errors import MeshwrightError
+from hardware_profiles.figures import NAME_PATTERN
 from hardware_profiles.fit import Fitted, fit
 from hardware_profiles.fitting.sections import FitError
 from hardware_profiles.load import load_profile
@@ -60,7 +63,7 @@ def run(place: Place, options: Options) -> int:
         session = Session(place, store, watchdog)
         machine = session.machine()
         if place.rank == 0:
-            file = SampleFile.open(samples_path(options.output), machine, fresh=options.fresh)
+            file = SampleFile.open(samples_path(options.output), machine, fresh=options.fresh and not _restarted())
         dtypes = session.dtypes()
         plan = [
             *device_plan(options.sizes, dtypes, accelerator=not session.device.is_cpu),
@@ -72,9 +75,9 @@ def run(place: Place, options: Options) -> int:
         watchdog.fail(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  Whatever fails in one rank is to be named, and must not leave the others waiting.
         watchdog.fail(f"{type(error).__name__}: {error}")
-    session.close()
     if file is not None:
         write_profile(options, file.machine, file.samples)
+    session.close()
     return 0
 
 
@@ -93,6 +96,10 @@ def write_profile(options: Options, machine: Machine, samples: Sequence[Sample])
 
 def _check(place: Place, options: Options) -> None:
     """What is wrong before anything is measured."""
+    if not re.fullmatch(NAME_PATTERN, options.name):
+        raise MeshwrightError(
+            f"name {options.name!r}: lower case letters, digits, '-' and '_', a letter or digit first"
+        )
     for path in options.nccl_tests:
         read_nccl_tests(path)
     if options.base is not None:
@@ -119,6 +126,11 @@ def _save(options: Options, verdict: Verdict) -> None:
         _say(f"nothing saved: {error}")
         return
     _say(f"{len(samples)} measurements are kept in {path}; start again with the same output to go on")
+
+
+def _restarted() -> bool:
+    """The launcher started this run again: what the first attempt measured is not to be forgotten."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _drop(sample: Sample) -> None:

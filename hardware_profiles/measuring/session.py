@@ -34,6 +34,10 @@ _FREE_PART = 0.4
 """Part of the free memory that operands may take."""
 
 
+Clock = Callable[[Callable[[], object] | None, int, Callable[[], object]], float]
+"""Seconds of one of so many calls, beside what the last argument starts."""
+
+
 class Session:
     """The ranks of a run with their devices, groups and clock."""
 
@@ -128,26 +132,29 @@ class Session:
         call, clock, parts = self._prepare(what)
         self._once(call)
         self._barrier()
-        pilot_s, *_ = self._agree([clock(call, 1)], "max")
+        pilot_s, *_ = self._agree([clock(call, 1, list)], "max")
         self._growth.setdefault(_family(what), []).append((kernels.work(what), pilot_s))
         batch = min(max(1, round(sizes.batch_s / pilot_s)), _MAX_BATCH)
         if what.kind == "launch":
             batch = _MAX_BATCH
         repeats = min(max(sizes.min_repeats, ceil(sizes.budget_s / (batch * pilot_s))), sizes.max_repeats)
         queued = self._queue(what, batch * pilot_s)
+        works: list[dist.Work] = []
+
+        def beside() -> None:
+            works.extend(queued())
+
         seconds = []
         for _ in range(repeats):
             self._barrier()
-            works = queued()
-            seconds.append(clock(call, batch) / parts)
+            seconds.append(clock(call, batch, beside) / parts)
             for work in works:
                 work.wait()
+            works.clear()
         self.device.synchronize()
         return self._slowest(seconds)
 
-    def _prepare(
-        self, what: Measurement
-    ) -> tuple[Callable[[], object] | None, Callable[[Callable[[], object] | None, int], float], int]:
+    def _prepare(self, what: Measurement) -> tuple[Callable[[], object] | None, Clock, int]:
         """(the call, its clock, transfers in one call); no call where this rank takes no part."""
         if what.kind in COLLECTIVES:
             call = collectives.collective(self.device, self._groups, what)
@@ -165,16 +172,16 @@ class Session:
 
         return counted
 
-    def _wall(self, call: Callable[[], object] | None, calls: int) -> float:
+    def _wall(self, call: Callable[[], object] | None, calls: int, _: Callable[[], object]) -> float:
         if call is None:
             # A rank without a part is ahead of those that have one, not behind.
             self.watchdog.calls += calls
             return MILLI * MILLI
         return self.device.wall_s(call, calls)
 
-    def _kernel(self, call: Callable[[], object] | None, calls: int) -> float:
+    def _kernel(self, call: Callable[[], object] | None, calls: int, beside: Callable[[], object]) -> float:
         assert call is not None
-        return self.device.kernel_s(call, calls)
+        return self.device.kernel_s(call, calls, beside)
 
     def _once(self, call: Callable[[], object] | None) -> None:
         if call is None:

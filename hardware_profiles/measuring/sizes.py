@@ -74,7 +74,7 @@ QUICK = Sizes(
     gemm=((256, 256, 256), (512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (8192, 4096, 4096), (8192, 8192,
     8192)), grouped_gemm=((8, 256, 256, 256), (8, 1024, 4096, 4096)), attention=((1, 4, 512, 64), (1, 4, 1024, 128),
     (1, 32, 4096, 128)), stream_bytes=(64 * MIB, 256 * MIB), passes=((KIB, 64 * KIB, MIB, 16 * MIB), (8 * KIB, 256 *
-    KIB, 4 * MIB, 64 * MIB), (GIB,)), pair_bytes=16 * MIB, overlap=((1024, 1024, 1024), 16 * MIB), budget_s=0.2,
+    KIB, 4 * MIB, 64 * MIB), (GIB,)), pair_bytes=16 * MIB, overlap=((2048, 2048, 2048), 16 * MIB), budget_s=0.2,
     slow_s=0.25, total_s=60.0, batch_s=10 * MILLI, max_repeats=9,
 )  # fmt: skip
 

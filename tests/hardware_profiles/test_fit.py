@@ -143,6 +143,13 @@ def test_a_base_that_is_exceeded_is_another_device() -> None:
         fit(machine(2), list(measured(toy(node__gb_per_s=200.0), 2)), name="again", base=str(TOY))
 
 
+def test_a_base_is_for_the_library_that_was_measured() -> None:
+    with pytest.raises(
+        FitError, match=r"base h100-sxm: is for nccl, measured was gloo on .*; give another base or none"
+    ):
+        fit(machine(1).model_copy(update={"library": "gloo"}), list(measured(toy(), 1)), name="again", base="h100-sxm")
+
+
 def test_one_card_for_four_devices_is_found_from_alone_and_together() -> None:
     shared = toy(nic__count=1, nic__contended_fraction=0.7)
     fitted = fit(machine(4), list(measured(shared, 4)), name="again")

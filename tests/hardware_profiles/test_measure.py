@@ -228,6 +228,10 @@ def test_launchers() -> None:
     with pytest.raises(LaunchError, match="RANK = 'x': not a number"):
         place({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "a",
                "MASTER_PORT": "1"})  # fmt: skip
+    # sbatch's own variable may be another step's.
+    assert place(slurm | {"SLURM_NTASKS_PER_NODE": "4"}).local_world_size == 8
+    with pytest.raises(LaunchError, match="OMPI_COMM_WORLD_SIZE = 8: start with torchrun or srun"):
+        place({"OMPI_COMM_WORLD_SIZE": "8"})
     assert first_host("a1,b2") == "a1" and first_host("n[3,5-6]-ib,x") == "n3-ib"
 
 
@@ -238,6 +242,8 @@ def test_what_cannot_work_is_said_before_anything_is_measured(tmp_path: Path, mo
         measure(tmp_path / "x.toml")
     with pytest.raises(MeshwrightError, match=r"a profile is a \.toml file"):
         measure(tmp_path / "x.json")
+    with pytest.raises(MeshwrightError, match="name 'My Cluster': lower case letters"):
+        measure(tmp_path / "x.toml", name="My Cluster", base="h100-sxm")
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps({}))
     with pytest.raises(NcclTestsError):
