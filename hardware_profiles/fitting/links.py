@@ -15,11 +15,14 @@ from itertools import product
 import numpy as np
 
 from costmodels import communication
-from costmodels.units import KILO, MICRO
+from costmodels.units import MICRO
 from hardware_profiles import topology
 from hardware_profiles.cluster import Cluster, Group, Links, Nic, Node
 from hardware_profiles.fitting.robust import ClassError, Parameter, Solution, solve, typical
 from hardware_profiles.samples import COLLECTIVES, Sample
+
+_BEYOND = 10.0
+"""A rate is at most as many times what any sample reached: messages that are too small to tell do not tell more."""
 
 _FORMULAS: dict[str, Callable[[Group, float], float]] = {
     "all_reduce": communication.all_reduce_s,
@@ -182,11 +185,11 @@ def _parameters(samples: Sequence[Sample], cluster: Cluster, copy_limit: float) 
         found.append(Parameter(name=f"{level}_latency", start=least_s / 4, low=MICRO / 100, high=1.0))
         reference = _reference(cluster, level)
         rate = max(sample.num_bytes / typical(sample.seconds) for sample in some) / reference
-        found.append(Parameter(name=f"{level}_rate", start=rate, low=rate / KILO, high=rate * KILO))
+        found.append(Parameter(name=f"{level}_rate", start=rate, low=rate / _BEYOND, high=rate * _BEYOND))
     alone = [sample for sample in samples if sample.ranks]
     if alone and any(not sample.ranks for sample in across):
         rate = max(sample.num_bytes / typical(sample.seconds) for sample in alone) / _reference(cluster, "nic")
-        found.append(Parameter(name="nic_alone", start=rate, low=rate / KILO, high=rate * KILO))
+        found.append(Parameter(name="nic_alone", start=rate, low=rate / _BEYOND, high=rate * _BEYOND))
     return found
 
 
