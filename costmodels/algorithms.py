@@ -104,15 +104,11 @@ def sharp(group: Group, num_bytes: float) -> Way | None:
     switches and down; inside the ring's. Source: Graham et al. 2016, "Scalable hierarchical aggregation protocol
     (SHArP)".
     """
-    hops_s, wires_s, inner = 0.0, [], 1
-    for level in group.levels:
-        inside = level.name == NODE
-        hops_s += 2 * level.latency_s * (level.fan - 1 if inside else 1)
-        passes = 2 * (level.fan - 1) / level.fan if inside else 1.0
-        wires_s.append(passes * num_bytes / inner / _rate(level))
-        inner *= level.fan
     if all(level.name == NODE for level in group.levels):
         return None
+    hops_s = sum(2 * level.latency_s * (level.fan - 1 if level.name == NODE else 1) for level in group.levels)
+    passes = [2 * (level.fan - 1) / level.fan if level.name == NODE else 1.0 for level in group.levels]
+    wires_s = _wires_s(group, num_bytes, passes)
     return Way("sharp", hops_s, max(wires_s), _inside(group, wires_s))
 
 
@@ -137,7 +133,7 @@ def pairwise(group: Group, crossing_bytes: Sequence[float]) -> Way:
     """All-to-all whose busiest member moves ``crossing_bytes[i]`` over its links of level ``i``.
 
     Wire ``max_i crossing_i / X_i`` with ``X_i`` the level's bandwidth for exchanges; hops ``sum_i a_i (1 + log2
-    f_i)``, the fewest rounds for small messages. At a level of rails ``1 - 1 / k_i`` of the traffic has to change
+    f_i)``, the fewest rounds for small messages. At a level of rails ``1 - 1 / f_0`` of the traffic has to change
     rails and is forwarded inside the node, beside what stays there. Source: Thakur, Rabenseifner & Gropp 2005,
     section 4.4; Bruck et al. 1997 for the rounds; PXN in NCCL 2.12.
     """
@@ -174,21 +170,23 @@ def _tree_hops_s(group: Group) -> float:
 
 def _tree_wires_s(group: Group, num_bytes: float) -> list[float]:
     """``p_i M / (k_i B_i)`` of every level (`tree`)."""
-    wires_s, inner = [], 1
-    for level in group.levels:
-        passes = {2: 1.0, 3: 1.5}.get(level.fan, 2.0) if level.name != NODE or level.fan == 2 else 2.0
-        wires_s.append(passes * num_bytes / inner / _rate(level))
-        inner *= level.fan
-    return wires_s
+    nodes = {2: 1.0, 3: 1.5}
+    passes = [nodes.get(level.fan, 2.0) if level.name != NODE or level.fan == 2 else 2.0 for level in group.levels]
+    return _wires_s(group, num_bytes, passes)
 
 
 def _phases_s(group: Group, num_bytes: float) -> list[float]:
     """``(f_i - 1) / f_i * M / (k_i B_i)`` of every level."""
-    phases, inner = [], 1
-    for level in group.levels:
-        phases.append((level.fan - 1) / level.fan * num_bytes / inner / _rate(level))
+    return _wires_s(group, num_bytes, [(level.fan - 1) / level.fan for level in group.levels])
+
+
+def _wires_s(group: Group, num_bytes: float, passes: Sequence[float]) -> list[float]:
+    """``passes_i * M / (k_i B_i)`` of every level: how often the message crosses it, shared by the members side by side."""
+    wires_s, inner = [], 1
+    for level, times in zip(group.levels, passes, strict=True):
+        wires_s.append(times * num_bytes / inner / _rate(level))
         inner *= level.fan
-    return phases
+    return wires_s
 
 
 def _rate(level: GroupLevel) -> float:
@@ -198,12 +196,10 @@ def _rate(level: GroupLevel) -> float:
 
 def _busiest_s(group: Group, hop_bytes: float) -> tuple[float, float]:
     """(busiest link, links inside the node) when every hop of the rings carries ``hop_bytes`` in total."""
-    wires_s, inner = [], 1
-    for level in group.levels:
-        wires_s.append(hop_bytes / inner / _rate(level))
-        inner *= level.fan
+    passes = [1.0] * len(group.levels)
     if group.levels[0].name == NODE and len(group.levels) > 1:
-        wires_s[0] *= (group.levels[0].fan - 1) / group.levels[0].fan
+        passes[0] = (group.levels[0].fan - 1) / group.levels[0].fan
+    wires_s = _wires_s(group, hop_bytes, passes)
     return max(wires_s), _inside(group, wires_s)
 
 

@@ -85,8 +85,7 @@ def network_level(
     on_rails: bool,
 ) -> GroupLevel:
     """The last of ``levels`` for groups whose members in a node lie as one of ``patterns``."""
-    nic = machines.nic
-    assert nic is not None, f"{machines.name} has a network and no cards"
+    nic = _nic(machines)
     contended = any(
         len({g for g, members in enumerate(groups) for device in card if device in members}) > 1
         for groups in patterns
@@ -98,15 +97,30 @@ def network_level(
     limit = f"{_share(share, nic, machines)}, {fraction:.0%} sustained"
     if contended:
         limit += ", cards shared by several groups"
+    return _above_node(machines, levels, share, fraction, fan=fan, on_rails=on_rails, limit=limit)
+
+
+def _above_node(
+    machines: Machines,
+    levels: tuple[NetworkLevel, ...],
+    share: float,
+    fraction: float,
+    *,
+    fan: int,
+    on_rails: bool,
+    limit: str,
+) -> GroupLevel:
+    """The last of ``levels`` for devices with ``share`` of their cards, of which ``fraction`` is sustained."""
     rate, more = _uphill(machines, levels, share)
     level = levels[-1]
+    rails = any(each.rails for each in (*machines.inside, level))
     return GroupLevel(
         name=level.name,
         fan=fan,
         bytes_per_s=rate * fraction,
         exchange_bytes_per_s=rate * fraction,
-        latency_s=nic.latency_s + max(each.latency_s for each in (*machines.inside, level)),
-        forward_bytes_per_s=_forward(machines.node) if _made_of_rails(machines, level) else 0.0,
+        latency_s=_nic(machines).latency_s + max(each.latency_s for each in (*machines.inside, level)),
+        forward_bytes_per_s=_forward(machines.node) if rails else 0.0,
         on_rails=on_rails,
         limit=limit + more,
     )
@@ -147,10 +161,6 @@ def fullest_path(num_flows: int, num_paths: int) -> float:
     loads = range(first, int(mean + spread) + 12)
     probability = [exp(load * log(mean) - mean - lgamma(load + 1)) for load in loads]
     return max(1.0, first + sum(1 - min(at_most, 1.0) ** num_paths for at_most in accumulate(probability)))
-
-
-def _made_of_rails(machines: Machines, level: NetworkLevel) -> bool:
-    return level.rails or any(inside.rails for inside in machines.inside)
 
 
 def _card_shares(nic: Nic) -> dict[int, float]:
@@ -195,18 +205,12 @@ def send_in_node(node: Node, pairs: tuple[Members, ...]) -> GroupLevel:
 
 def send_on_network(machines: Machines, levels: tuple[NetworkLevel, ...], *, on_rails: bool) -> GroupLevel:
     """Every device of a node to one of another, all at once."""
-    nic = machines.nic
-    assert nic is not None, f"{machines.name} has a network and no cards"
-    share = min(_card_shares(nic).values())
-    rate, more = _uphill(machines, levels, share)
-    level = levels[-1]
-    return GroupLevel(
-        name=level.name,
-        fan=2,
-        bytes_per_s=rate * nic.send_fraction,
-        exchange_bytes_per_s=rate * nic.send_fraction,
-        latency_s=nic.latency_s + max(each.latency_s for each in (*machines.inside, level)),
-        forward_bytes_per_s=_forward(machines.node) if _made_of_rails(machines, level) else 0.0,
-        on_rails=on_rails,
-        limit=f"{_share(share, nic, machines)}, {nic.send_fraction:.0%} sustained{more}",
-    )
+    nic = _nic(machines)
+    share, fraction = min(_card_shares(nic).values()), nic.send_fraction
+    limit = f"{_share(share, nic, machines)}, {fraction:.0%} sustained"
+    return _above_node(machines, levels, share, fraction, fan=2, on_rails=on_rails, limit=limit)
+
+
+def _nic(machines: Machines) -> Nic:
+    assert machines.nic is not None, f"{machines.name} has a network and no cards"
+    return machines.nic
