@@ -181,7 +181,7 @@ def _phases_s(group: Group, num_bytes: float) -> list[float]:
 
 
 def _wires_s(group: Group, num_bytes: float, passes: Sequence[float]) -> list[float]:
-    """``passes_i * M / (k_i B_i)`` of every level: how often the message crosses it, shared by the members side by side."""
+    """``passes_i * M / (k_i B_i)`` of every level: its crossings of the message, shared by the members side by side."""
     wires_s, inner = [], 1
     for level, times in zip(group.levels, passes, strict=True):
         wires_s.append(times * num_bytes / inner / _rate(level))
