@@ -38,7 +38,9 @@ class Precision:
     gathered_bytes: int
     """One gathered parameter, as communicated and computed with."""
     grad_bytes: int
-    """One stored and reduced gradient."""
+    """One stored gradient."""
+    reduced_bytes: int
+    """One gradient as communicated."""
     state_bytes: int
     """One optimizer state."""
     source: str
@@ -46,15 +48,28 @@ class Precision:
 
 PRECISIONS = {
     "bf16": Precision(
-        compute_dtype="bfloat16", param_bytes=4, copy_bytes=2, gathered_bytes=2, grad_bytes=4, state_bytes=4,
+        compute_dtype="bfloat16", param_bytes=4, copy_bytes=2, gathered_bytes=2, grad_bytes=4, reduced_bytes=4,
+        state_bytes=4,
         source="fully_shard MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=float32), torchtitan's default",
     ),
+    "bf16-reduced": Precision(
+        compute_dtype="bfloat16", param_bytes=4, copy_bytes=2, gathered_bytes=2, grad_bytes=4, reduced_bytes=2,
+        state_bytes=4,
+        source="fully_shard MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=bfloat16)",
+    ),
+    "fp16": Precision(
+        compute_dtype="float16", param_bytes=4, copy_bytes=2, gathered_bytes=2, grad_bytes=2, reduced_bytes=2,
+        state_bytes=4,
+        source="Micikevicius et al. 2018, Mixed Precision Training: fp16 parameters and gradients, fp32 master and states",
+    ),
     "bf16-pure": Precision(
-        compute_dtype="bfloat16", param_bytes=2, copy_bytes=0, gathered_bytes=2, grad_bytes=2, state_bytes=2,
+        compute_dtype="bfloat16", param_bytes=2, copy_bytes=0, gathered_bytes=2, grad_bytes=2, reduced_bytes=2,
+        state_bytes=2,
         source="model.to(bfloat16): parameters, gradients and optimizer states all in bfloat16",
     ),
     "fp32": Precision(
-        compute_dtype="float32", param_bytes=4, copy_bytes=0, gathered_bytes=4, grad_bytes=4, state_bytes=4,
+        compute_dtype="float32", param_bytes=4, copy_bytes=0, gathered_bytes=4, grad_bytes=4, reduced_bytes=4,
+        state_bytes=4,
         source="torch defaults",
     ),
 }  # fmt: skip

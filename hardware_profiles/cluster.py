@@ -24,7 +24,13 @@ class Efficiency:
     """
 
     gemm: float
-    """Of the peak: the best large matrix product."""
+    """Of the peak: the best large matrix product of half precision (bfloat16, float16)."""
+    gemm_fp32: float
+    """The same of float64, float32 and tfloat32."""
+    gemm_fp8: float
+    gemm_fp4: float
+    gemm_sustained: float
+    """Of those rates: what the power limit leaves of them once products run for milliseconds."""
     grouped_gemm: float
     """Of the peak: the experts' product, many matrices in one kernel."""
     attention_forward: float
@@ -36,6 +42,26 @@ class Efficiency:
     """Of the memory bandwidth: kernels that reduce over rows."""
     optimizer: float
     """Of the memory bandwidth: the fused optimizer step."""
+
+    def product(self, dtype: str) -> float:
+        """Part of the peak of a torch dtype that its products reach."""
+        fraction: float = getattr(self, gemm_family(dtype))
+        return fraction
+
+
+def gemm_family(dtype: str) -> str:
+    """The field of `Efficiency` that speaks of products of a torch dtype."""
+    for start, name in _GEMM_FAMILIES:
+        if dtype.startswith(start):
+            return name
+    return "gemm"
+
+
+_GEMM_FAMILIES = (
+    ("float64", "gemm_fp32"), ("float32", "gemm_fp32"), ("tfloat32", "gemm_fp32"),
+    ("float8", "gemm_fp8"), ("float4", "gemm_fp4"),
+)  # fmt: skip
+"""(beginning of the dtype's name, field)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,13 +31,22 @@ _PEAKS = {
     "bfloat16": "peak_bf16_tflop_per_s",
     "float16": "peak_fp16_tflop_per_s",
     "float8_e4m3fn": "peak_fp8_tflop_per_s",
+    "float4_e2m1fn_x2": "peak_fp4_tflop_per_s",
 }
 
 
 class EfficiencySection(Strict):
-    """``[device.efficiency]``: part of the hardware's rate that each class of operation reaches when large."""
+    """``[device.efficiency]``: part of the hardware's rate that each class of operation reaches when large.
+
+    ``gemm_fp32`` (also float64 and TF32), ``gemm_fp8`` and ``gemm_fp4`` are taken as ``gemm`` where they are not
+    stated, ``gemm_sustained`` as 1.
+    """
 
     gemm: Fraction
+    gemm_fp32: Fraction | None = None
+    gemm_fp8: Fraction | None = None
+    gemm_fp4: Fraction | None = None
+    gemm_sustained: Fraction | None = None
     grouped_gemm: Fraction
     attention_forward: Fraction
     attention_backward: Fraction
@@ -46,7 +55,9 @@ class EfficiencySection(Strict):
     optimizer: Fraction
 
     def build(self) -> Efficiency:
-        return Efficiency(**{name: getattr(self, name).value for name in type(self).model_fields})
+        stated = {name: figure.value for name in type(self).model_fields if (figure := getattr(self, name)) is not None}
+        unstated = dict.fromkeys(("gemm_fp32", "gemm_fp8", "gemm_fp4"), self.gemm.value)
+        return Efficiency(**{**unstated, "gemm_sustained": 1.0, **stated})
 
 
 class HostSection(Strict):
@@ -86,6 +97,7 @@ class DeviceSection(Strict):
     peak_bf16_tflop_per_s: Rate | None = None
     peak_fp16_tflop_per_s: Rate | None = None
     peak_fp8_tflop_per_s: Rate | None = None
+    peak_fp4_tflop_per_s: Rate | None = None
     memory_gib: Capacity | None = None
     memory_gb: Capacity | None = None
     memory_gb_per_s: Bandwidth

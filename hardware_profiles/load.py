@@ -17,10 +17,10 @@ from typing import Any
 from hardware_profiles.assemble import mixed_cluster, uniform_cluster
 from hardware_profiles.cluster import Cluster
 from hardware_profiles.errors import ProfileError, UnknownNameError
+from hardware_profiles.figures import NAME_PATTERN
 from hardware_profiles.schema import GroupSection, MixedProfile, Profile, parse_profile, read_table
 
 _SHAPE = re.compile(r"^([0-9]{1,7})x([0-9]{1,7})$")
-_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 _FORM = "NAME:NODESxDEVICES_PER_NODE, e.g. h100-sxm:8x8"
 
 
@@ -143,7 +143,7 @@ def split(hardware: str) -> tuple[str, str | None, str | None]:
     if not colon or (_is_path(shape) and not _SHAPE.match(shape)):
         source, found = hardware, None
     head, at, group = source.rpartition("@")
-    return (head, group, found) if at and _NAME.match(group) else (source, None, found)
+    return (head, group, found) if at and re.match(NAME_PATTERN, group) else (source, None, found)
 
 
 def _shape(hardware: str, shape: str | None, profile: Profile, num_devices: int | None) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def measure(
         fresh=fresh,
         time_limit_s=time_limit_s,
         nccl_tests=tuple(nccl_tests),
-        command=" ".join(word for word in sys.argv[1:] if word not in ("hardware", "measure")),
+        command=" ".join(sys.argv[3:] if sys.argv[1:3] == ["hardware", "measure"] else sys.argv[1:]),
     )
     return run(place(os.environ), options)
 

@@ -1,23 +1,21 @@
 """The ``meshwright`` command: thin commands that call one function each and print what it gives.
 
 Data goes to stdout, everything else (progress, warnings, errors) to stderr. Exit codes: 0 done, 2 usage, 3 no plan
-fits, 4 bad input file or name, 5 measuring lost a rank, 1 our bug. What is heavy (torch, pydantic) is imported by the
-command that needs it.
+fits, 4 bad input file or name, 5 measuring lost a rank, 6 predictions further off than allowed, 1 our bug. What is
+heavy (torch, pydantic) is imported by the command that needs it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from planner import cli_hardware
-from planner.cli_streams import emit, say
+from planner import cli_hardware, cli_validate
+from planner.cli_streams import emit, progress, say
 from planner.errors import MeshwrightError, ModelSourceError
 
 app = typer.Typer(
@@ -30,6 +28,7 @@ app = typer.Typer(
 schema_app = typer.Typer(help="JSON Schemas of the files that Meshwright writes.", no_args_is_help=True)
 app.add_typer(cli_hardware.app, name="hardware")
 app.add_typer(schema_app, name="schema")
+app.command()(cli_validate.validate)
 
 _JOB = "Job"
 _PINS = "Limits and pins of the search"
@@ -103,7 +102,7 @@ def plan(
         recompute=recompute,
     )
     default = f"{_DEFAULT_HARDWARE}:{_DEFAULT_SHAPE}" if devices is None else _DEFAULT_HARDWARE
-    with _progress() as progress:
+    with progress() as doing:
         result = make_plan(
             model,
             hardware=default if hardware is None else hardware,
@@ -114,7 +113,7 @@ def plan(
             optimizer=optimizer,
             constraints=constraints,
             top=top,
-            progress=progress,
+            progress=doing,
         )
     for warning in result.plan.warnings:
         say(f"warning: {warning}")
@@ -180,13 +179,3 @@ def main() -> None:
         say(f"internal error: {type(error).__name__}: {error}")
         say("this is a bug in Meshwright; report it with the command and what it prints under MESHWRIGHT_DEBUG=1")
         sys.exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr, where that is a terminal, and the function that names what is under way."""
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status("") as status:
-        yield lambda doing: status.update(Text(doing))

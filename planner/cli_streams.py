@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def emit(text: str) -> None:
@@ -30,3 +32,13 @@ def width() -> int:
     from planner.report.columns import WIDTH
 
     return max(80, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr, where that is a terminal, and the function that names what is under way."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda doing: status.update(Text(doing))

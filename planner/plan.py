@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from costmodels.breakdown import Breakdown
 from planner.job import Constraints, Job
@@ -30,15 +31,33 @@ class Candidate:
     """Samples per data-parallel rank and microbatch."""
     num_microbatches: int
     recompute: str
-    """``none``, ``selective`` (only GEMM and attention outputs are kept) or ``full`` (only block inputs are kept)."""
+    """``none``, ``selective`` (only GEMM and attention outputs are kept), ``full`` (only block inputs are kept), or
+    another of `planner.solvers.prices.POLICIES`."""
+    cp: int = 1
+    """Devices that share the sequence of a sample; they hold parameters like ``dp_shard`` does."""
+    context: Literal["all_gather", "ring", "ulysses"] = "all_gather"
+    """How attention reaches the keys of other ``cp`` devices."""
+    ep: int = 1
+    """Devices, out of ``dp_shard * cp * tp`` neighbours, that share the experts of a layer."""
+    num_chunks: int = 1
+    """Stages per pipeline rank."""
+    schedule: str = "1f1b"
+    """A name of `costmodels.schedules`."""
+    recomputed_blocks: int | None = None
+    """Blocks of every stage that ``recompute`` applies to; all of them where ``None``."""
 
     @property
     def data_parallel(self) -> int:
         return self.dp_replicate * self.dp_shard
 
     @property
+    def state_shard(self) -> int:
+        """Devices over which ``zero_stage`` spreads what every one of them would otherwise hold."""
+        return self.dp_shard * self.cp
+
+    @property
     def num_devices(self) -> int:
-        return self.pp * self.data_parallel * self.tp
+        return self.pp * self.data_parallel * self.cp * self.tp
 
 
 @dataclass(frozen=True, kw_only=True)

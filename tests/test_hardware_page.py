@@ -41,6 +41,6 @@ def test_printed_output_is_the_commands(command: str, text: str, monkeypatch: py
 def test_every_key_is_explained(section: type[BaseModel]) -> None:
     for key in section.model_fields:
         peak = re.fullmatch(r"peak_(\w+?)_tflop_per_s", key)
-        # The peaks share a row: `peak_fp64_`, `fp32_`, ... `fp8_tflop_per_s`.
+        # The peaks share a row: `peak_fp64_`, `fp32_`, ... `fp4_tflop_per_s`.
         words = [f"{peak[1]}_"] if peak else [f"`{key}`", f"`{key} ", f"[{key}]", f".{key}]"]
         assert any(word in PAGE for word in words), key

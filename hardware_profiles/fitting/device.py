@@ -12,9 +12,7 @@ from hardware_profiles.fitting.robust import ClassError, Parameter, Solution, so
 from hardware_profiles.samples import Sample
 
 _MEMORY: tuple[MemoryBound, ...] = ("pointwise", "norm", "optimizer")
-_WHOLE = Efficiency(
-    gemm=1.0, grouped_gemm=1.0, attention_forward=1.0, attention_backward=1.0, pointwise=1.0, norm=1.0, optimizer=1.0
-)
+_WHOLE = Efficiency(**dict.fromkeys(Efficiency.__dataclass_fields__, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)

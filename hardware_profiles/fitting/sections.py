@@ -92,6 +92,10 @@ class Sections:
             if figure is None:
                 raise FitError(f"no profile: base {self.base.name if self.base else ''} has no {PEAKS[fit.dtype]}")
             reference, fraction["gemm"] = figure.value * TERA, fit.flop_per_s[fit.dtype] / (figure.value * TERA)
+        for dtype in ("tfloat32", "float32"):
+            if dtype in fit.flop_per_s and (base is not None or dtype != fit.dtype):
+                figure = getattr(base, PEAKS[dtype], None)
+                fraction["gemm_fp32"] = fit.flop_per_s[dtype] / (figure.value * TERA) if figure else 1.0
         for name in ("grouped_gemm", "attention_forward", "attention_backward"):
             if name in fit.fused_flop_per_s:
                 fraction[name] = fit.fused_flop_per_s[name] / reference
@@ -117,6 +121,9 @@ class Sections:
                 efficiency[name] = self._fraction(fraction[name], f"device.efficiency.{name}", what)
             elif base is None:
                 self._need(name)
+        if "gemm_fp32" in fraction:
+            what = self._error("gemm float32") or self._error("gemm tfloat32")
+            efficiency["gemm_fp32"] = self._fraction(fraction["gemm_fp32"], "device.efficiency.gemm_fp32", what)
         peaks["efficiency"] = efficiency
         if fit.host_bytes_per_s is not None:
             peaks["host"] = {

@@ -16,8 +16,8 @@ Activation = Literal["swiglu", "gelu", "gelu_tanh"]
 class LatentAttentionConfig:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
 
-    q_rank: int
-    """Width of the compressed query."""
+    q_rank: int | None
+    """Width of the compressed query; ``None`` leaves queries uncompressed (DeepSeek-V2-Lite)."""
     kv_rank: int
     """Width of the compressed key and value."""
     rope_head_dim: int
@@ -28,7 +28,7 @@ class LatentAttentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseDecoderConfig:
-    """A causal decoder: GPT-2, GPT-3, Llama 2 and Llama 3."""
+    """A causal decoder: GPT-2, GPT-3, BLOOM, Llama 2 and Llama 3."""
 
     vocab_size: int
     """Rows of the token embedding and of the output."""
@@ -47,13 +47,14 @@ class DenseDecoderConfig:
     hidden_dim: int
     """Inner width of the dense feed-forward network."""
     activation: Activation
-    """Shape and non-linearity of the feed-forward network."""
+    """Shape and non-linearity of the feed-forward networks, experts among them."""
     norm: Literal["rms", "layer"]
     """``nn.RMSNorm`` or ``nn.LayerNorm`` (with bias)."""
     norm_eps: float
     """Added to the mean square (or variance) in every norm."""
-    positions: Literal["rotary", "learned"]
-    """Rotation of queries and keys, or a table added to the token embedding."""
+    positions: Literal["rotary", "learned", "none"]
+    """Rotation of queries and keys, a table added to the token embedding, or neither. ALiBi, which adds a line to the
+    scores inside of the attention kernel (arXiv 2108.12409), has the parameters and the traffic of ``none``."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     bias: bool = False
@@ -62,6 +63,8 @@ class DenseDecoderConfig:
     """One projection ``wqkv`` in place of ``wq``, ``wk`` and ``wv``."""
     qk_norm: bool = False
     """RMSNorm over each query and key head before the rotation (Qwen3)."""
+    embedding_norm: bool = False
+    """Whether the token embedding is normalised before the first block (BLOOM)."""
     tied_embedding: bool = False
     """Whether the output shares the token embedding's weight."""
     latent_attention: LatentAttentionConfig | None = None
@@ -83,8 +86,8 @@ class MoEDecoderConfig(DenseDecoderConfig):
     """Routed experts that each token visits."""
     expert_hidden_dim: int
     """Inner width of one expert."""
-    num_shared_experts: int = 0
-    """Experts that every token visits, built as one network of ``num_shared_experts * expert_hidden_dim``."""
+    shared_hidden_dim: int = 0
+    """Inner width of the network that every token visits: all shared experts together; 0 is none."""
     num_dense_layers: int = 0
     """Leading layers that keep the dense network of width ``hidden_dim``."""
     score: Literal["softmax", "sigmoid"] = "softmax"

@@ -62,6 +62,8 @@ class Decoder(ReferenceModel):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         if config.positions == "learned":
             self.pos_embeddings = nn.Embedding(config.max_seq_len, config.dim)
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config.norm, config.dim, config.norm_eps)
         self.layers = nn.ModuleList(self._make_layer(index) for index in range(config.num_layers))
         self.norm = make_norm(config.norm, config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -86,8 +88,10 @@ class Decoder(ReferenceModel):
         rotary: tuple[Tensor, ...] = ()
         if self.config.positions == "rotary":
             rotary = rotary_angles(seq_len, self.config.rope_dim, self.config.rope_theta, like=x)
-        else:
+        elif self.config.positions == "learned":
             x = x + self.pos_embeddings(torch.arange(seq_len, device=tokens.device))
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
         for layer in self.layers:
             x = layer(x, *rotary)
         return self.output(self.norm(x))

@@ -3,7 +3,7 @@
 Queries and keys/values pass through low-rank latents; each query/key head is a part without position and a rotated part
 whose key is one head shared by all:
 
-    q       = wq_b(q_norm(wq_a(x)))                      [B, S, H, nope + rope]
+    q       = wq_b(q_norm(wq_a(x))), or wq(x)            [B, S, H, nope + rope]
     c, kr   = wkv_a(x)                                   [B, S, kv_rank], [B, S, rope]
     kn, v   = wkv_b(kv_norm(c))                          [B, S, H, nope], [B, S, H, v]
     out     = wo(softmax(q [kn, kr]^T / sqrt(nope + rope)) v)
@@ -31,16 +31,21 @@ class LatentAttention(nn.Module):
         self.rope_head_dim = latent.rope_head_dim
         self.kv_rank = latent.kv_rank
         self.v_head_dim = latent.v_head_dim
-        self.wq_a = nn.Linear(dim, latent.q_rank, bias=False)
-        self.q_norm = nn.RMSNorm(latent.q_rank, eps=norm_eps)
-        self.wq_b = nn.Linear(latent.q_rank, num_heads * head_dim, bias=False)
+        self.q_rank = latent.q_rank
+        if latent.q_rank is None:
+            self.wq = nn.Linear(dim, num_heads * head_dim, bias=False)
+        else:
+            self.wq_a = nn.Linear(dim, latent.q_rank, bias=False)
+            self.q_norm = nn.RMSNorm(latent.q_rank, eps=norm_eps)
+            self.wq_b = nn.Linear(latent.q_rank, num_heads * head_dim, bias=False)
         self.wkv_a = nn.Linear(dim, latent.kv_rank + latent.rope_head_dim, bias=False)
         self.kv_norm = nn.RMSNorm(latent.kv_rank, eps=norm_eps)
         self.wkv_b = nn.Linear(latent.kv_rank, num_heads * (self.nope_head_dim + latent.v_head_dim), bias=False)
         self.wo = nn.Linear(num_heads * latent.v_head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q = self.wq_b(self.q_norm(self.wq_a(x))).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q = self.wq(x) if self.q_rank is None else self.wq_b(self.q_norm(self.wq_a(x)))
+        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q_nope, q_rope = q.split([self.nope_head_dim, self.rope_head_dim], dim=-1)
         q = torch.cat((q_nope, rotate(q_rope, cos, sin)), dim=-1)
 

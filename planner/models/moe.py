@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planner.models.configs import MoEDecoderConfig
+from planner.models.configs import Activation, MoEDecoderConfig
 from planner.models.dense import Decoder, make_attention, make_block
 from planner.models.layers import INIT_STD, FeedForward, make_norm
 
@@ -70,24 +70,29 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """E SwiGLU networks side by side: w1, w3 ``[E, hidden, D]``, w2 ``[E, D, hidden]``."""
+    """E `FeedForward` networks side by side: w1 and, if gated, w3 ``[E, hidden, D]``, w2 ``[E, D, hidden]``."""
 
-    def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
+    def __init__(self, num_experts: int, dim: int, hidden_dim: int, *, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.w1 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
         self.w2 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.w3 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        if activation == "swiglu":
+            self.w3 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for weight in (self.w1, self.w2, self.w3):
+        for weight in self.parameters():
             nn.init.normal_(weight, std=INIT_STD)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """``x [N, D]`` sorted by expert, ``ends [E]`` (int32) where each expert's rows end -> ``[N, D]``."""
-        gate = F.grouped_mm(x, self.w1.transpose(-2, -1), offs=ends)
-        up = F.grouped_mm(x, self.w3.transpose(-2, -1), offs=ends)
-        return F.grouped_mm(F.silu(gate) * up, self.w2.transpose(-2, -1), offs=ends)
+        hidden = F.grouped_mm(x, self.w1.transpose(-2, -1), offs=ends)
+        if self.activation == "swiglu":
+            hidden = F.silu(hidden) * F.grouped_mm(x, self.w3.transpose(-2, -1), offs=ends)
+        else:
+            hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return F.grouped_mm(hidden, self.w2.transpose(-2, -1), offs=ends)
 
 
 class MoE(nn.Module):
@@ -96,10 +101,10 @@ class MoE(nn.Module):
     def __init__(self, config: MoEDecoderConfig) -> None:
         super().__init__()
         self.router = Router(config)
-        self.experts = Experts(config.num_experts, config.dim, config.expert_hidden_dim)
+        self.experts = Experts(config.num_experts, config.dim, config.expert_hidden_dim, activation=config.activation)
         self.shared_experts = (
-            FeedForward(config.dim, config.num_shared_experts * config.expert_hidden_dim, activation="swiglu")
-            if config.num_shared_experts
+            FeedForward(config.dim, config.shared_hidden_dim, activation=config.activation)
+            if config.shared_hidden_dim
             else None
         )
 

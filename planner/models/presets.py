@@ -116,7 +116,7 @@ _DEEPSEEK_V3 = MoEDecoderConfig(
     num_heads=128, num_kv_heads=128, head_dim=192, hidden_dim=18_432,
     latent_attention=LatentAttentionConfig(q_rank=1536, kv_rank=512, rope_head_dim=64, v_head_dim=128),
     activation="swiglu", norm="rms", norm_eps=1e-6, positions="rotary", rope_theta=10_000.0,
-    num_experts=256, top_k=8, expert_hidden_dim=2048, num_shared_experts=1, num_dense_layers=3,
+    num_experts=256, top_k=8, expert_hidden_dim=2048, shared_hidden_dim=2048, num_dense_layers=3,
     score="sigmoid", weight_scale=2.5, num_groups=8, top_groups=4,
 )  # fmt: skip
 

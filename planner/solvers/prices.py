@@ -1,23 +1,28 @@
-"""Price of one distinct block on one device: seconds by kind and bytes by use, for a tensor-parallel degree and
-microbatch."""
+"""Price of one distinct block on one device: seconds by kind and bytes by use, for its share of ``tp``, ``cp`` and
+``ep`` and a microbatch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil, prod
 
-from costmodels import communication, compute
+from costmodels import communication
 from costmodels.compute import DTYPE_BYTES
-from hardware_profiles.cluster import Cluster, Device
+from hardware_profiles.cluster import Cluster
 from hardware_profiles.topology import group
 from planner import ops
-from planner.graph import Block, Op
+from planner.execution import EAGER, Execution
+from planner.graph import Block, Phase
 from planner.layouts.data_parallel import padded_numel
 from planner.layouts.tensor_parallel import TensorParallel
+from planner.solvers.context import ContextKind, context_s
+from planner.solvers.experts import Experts, find_experts
+from planner.solvers.kernels import Launch, launches
 from planner.solvers.liveness import transient_peak_bytes
-
-Shape = tuple[int, ...]
+from planner.solvers.local_shapes import LocalShapes, Shape, local_shapes
+from planner.solvers.saved import POLICIES, saved_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +32,24 @@ class PassSeconds:
     gemm: float = 0.0
     attention: float = 0.0
     memory_bound: float = 0.0
+    host: float = 0.0
+    """Waiting for the host, where kernels are shorter than their launch."""
     collectives: float = 0.0
-    """Over ``tp``; nothing hides them."""
+    """Over ``tp``, as far as nothing hides them."""
+    hidden_collectives: float = 0.0
+    """Over ``tp``, hidden by products that run sliced beside them."""
+    context: float = 0.0
+    """Over ``cp``, exposed: keys and values, or heads against tokens."""
+    experts: float = 0.0
+    """Over ``ep``, exposed: dispatch and combine."""
 
     @property
     def compute(self) -> float:
-        return self.gemm + self.attention + self.memory_bound
+        return self.gemm + self.attention + self.memory_bound + self.host
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.collectives + self.context + self.experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +73,10 @@ class BlockPrice:
     """Of ``reduced``, elements whose gradient is a partial sum over ``tp``: whole ones under sequence parallelism."""
     again: Mapping[str, PassSeconds]
     """Per recompute policy: forward work that is done once more."""
+    weight_s: float
+    """Of the backward pass, the products that yield weight gradients: what schedules may put off."""
+    expert_params: Collection[str] = ()
+    """Parameters of which a device of ``ep`` holds some experts only; ``param_shapes`` has its share."""
 
     def numel(self, dp_shard: int = 1) -> int:
         """Elements of all parameters after tensor parallelism, padded to be sharded over ``dp_shard``."""
@@ -69,45 +90,12 @@ class BlockPrice:
         """The same of ``reduced``."""
         return self._sum(self.reduced, dp_shard)
 
+    def expert_numel(self) -> int:
+        """Elements of the experts on one device."""
+        return sum(prod(self.param_shapes[fqn]) for fqn in self.expert_params)
+
     def _sum(self, fqns: Iterable[str], dp_shard: int) -> int:
         return sum(padded_numel(self.param_shapes[fqn], dp_shard) for fqn in fqns)
-
-
-@dataclass(frozen=True)
-class LocalShapes:
-    """Shapes of a block's values on one device."""
-
-    inside: tuple[Shape, ...]
-    """Within sharded regions: what is not sharded over heads or widths is whole."""
-    outside: tuple[Shape, ...]
-    """Elsewhere: sharded along the sequence where sequence parallelism has it."""
-    stored: tuple[Shape, ...]
-    """As kept in memory: gathered entries whole, the rest as ``outside``."""
-
-
-def local_shapes(
-    block: Block, layout: TensorParallel, *, tp: int, sequence_parallel: bool, batch: int, seq_len: int
-) -> LocalShapes:
-    """Shapes on one of ``tp`` devices; a size that ``tp`` does not divide is rounded up (the padded shard)."""
-    whole = [value.shape(batch, seq_len) for value in block.values]
-    if tp == 1:
-        return LocalShapes(tuple(whole), tuple(whole), tuple(whole))
-
-    def cut(shape: Shape, dim: int | None) -> Shape:
-        return shape if dim is None else (*shape[:dim], ceil(shape[dim] / tp), *shape[dim + 1 :])
-
-    inside = tuple(cut(shape, dim) for shape, dim in zip(whole, layout.shard_dim, strict=True))
-    if not sequence_parallel:
-        return LocalShapes(inside, inside, inside)
-    outside = tuple(
-        cut(shape, dim if sharded is None else None)
-        for shape, dim, sharded in zip(inside, layout.sequence_dim, layout.shard_dim, strict=True)
-    )
-    gathered = {block.values[v].storage for v in layout.entries}
-    stored = tuple(
-        a if value.storage in gathered else b for value, a, b in zip(block.values, inside, outside, strict=True)
-    )
-    return LocalShapes(inside, outside, stored)
 
 
 def price_block(
@@ -121,48 +109,57 @@ def price_block(
     seq_len: int,
     recomputable: bool,
     trained: Collection[str],
+    cp: int = 1,
+    context: ContextKind = "all_gather",
+    ep: int = 1,
+    execution: Execution = EAGER,
 ) -> BlockPrice:
     """Price every operation on its local shapes and add up.
 
     Args:
         batch: samples of the microbatch.
-        recomputable: whether recompute policies apply (repeated blocks) or the block always keeps everything.
+        seq_len: tokens of a whole sample; ``cp`` devices share them.
+        recomputable: whether the block repeats: recompute policies apply, and low-precision products.
         trained: relative FQNs of the parameters that receive gradients, here or (tied ones) in another block.
     """
-    shapes = local_shapes(block, layout, tp=tp, sequence_parallel=sequence_parallel, batch=batch, seq_len=seq_len)
-    value_bytes = [prod(s) * DTYPE_BYTES[v.dtype] for s, v in zip(shapes.stored, block.values, strict=True)]
-    kept = sum(value_bytes[v] for v in block.saved)
-    saved = {"none": kept, "selective": kept, "full": kept}
-    if recomputable:
-        inputs = sum(value_bytes[v] for v in block.inputs)
-        heavy = [op for op in block.ops if op.phase == "forward" and op.name in ops.COMPUTE_HEAVY]
-        outputs = {block.values[v].storage: value_bytes[v] for op in heavy for v in op.outputs}
-        saved["selective"] = min(kept, inputs + sum(outputs.values()))
-        saved["full"] = inputs
+    shapes = local_shapes(
+        block, layout, tp=tp, sequence_parallel=sequence_parallel, batch=batch, seq_len=ceil(seq_len / cp)
+    )
+    experts = find_experts(block)
+    local = _OnDevice(
+        block, layout, cluster, shapes, tp, sequence_parallel, experts, cp, context, ep, recomputable, execution
+    )
     param_shapes = {fqn: shapes.inside[v] for fqn, v in block.params}
+    held = experts.params if experts and ep > 1 else frozenset[str]()
+    for fqn, v in block.params:
+        if fqn in held:
+            whole = shapes.routed[v]
+            param_shapes[fqn] = (max(1, whole[0] // ep), *whole[1:])
     reduced = [fqn for fqn, _ in block.param_grads if fqn in param_shapes]
-    replicated = [fqn for fqn in reduced if sequence_parallel and fqn not in layout.params]
-    local = _OnDevice(block, layout, cluster, shapes, tp, sequence_parallel)
+    replicated = [fqn for fqn in reduced if sequence_parallel and fqn not in layout.params and fqn not in held]
+    saved = saved_bytes(block, shapes, local.value_bytes, repeated=recomputable, cp=cp, execution=execution)
     return BlockPrice(
         forward=local.seconds("forward"),
         backward=local.seconds("backward"),
         saved_bytes=saved,
-        rematerialised_bytes={policy: kept - held for policy, held in saved.items()},
-        transient_bytes=transient_peak_bytes(block, value_bytes),
+        rematerialised_bytes={policy: saved["none"] - kept for policy, kept in saved.items()},
+        transient_bytes=transient_peak_bytes(block, local.value_bytes),
         param_shapes=param_shapes,
         trained=[fqn for fqn in param_shapes if fqn in trained],
         reduced=reduced,
         replicated_numel=sum(prod(param_shapes[fqn]) for fqn in replicated),
         again=local.again() if recomputable else NOT_AGAIN,
+        weight_s=local.weight_s(),
+        expert_params=held,
     )
 
 
-NOT_AGAIN = dict.fromkeys(("none", "selective", "full"), PassSeconds())
+NOT_AGAIN = dict.fromkeys(POLICIES, PassSeconds())
 
 
 @dataclass(frozen=True)
 class _OnDevice:
-    """A block on one device of ``tp``."""
+    """A block on one device."""
 
     block: Block
     layout: TensorParallel
@@ -170,24 +167,81 @@ class _OnDevice:
     shapes: LocalShapes
     tp: int
     sequence_parallel: bool
+    experts: Experts | None
+    cp: int
+    context: ContextKind
+    ep: int
+    repeated: bool
+    execution: Execution
 
-    def seconds(self, phase: str) -> PassSeconds:
-        """All operations of a pass, and its collectives."""
+    @cached_property
+    def value_bytes(self) -> list[int]:
+        """Bytes of every value as kept in memory."""
+        routed = set[int]()
+        if self.experts and self.ep > 1:
+            routed = {v for i in self.experts.region for v in self.block.ops[i].outputs}
+        stored = (self.shapes.routed[v] if v in routed else s for v, s in enumerate(self.shapes.stored))
+        return [prod(s) * DTYPE_BYTES[value.dtype] for s, value in zip(stored, self.block.values, strict=True)]
+
+    def _launches(self, phase: Phase) -> list[Launch]:
+        return list(
+            launches(
+                self.block, phase, self.shapes, self.cluster.device, sharded_ops=self.layout.sharded_ops,
+                experts=self.experts, cp=self.cp, ep=self.ep, low_precision=self.repeated, execution=self.execution,
+            )
+        )  # fmt: skip
+
+    def seconds(self, phase: Phase) -> PassSeconds:
+        """All operations of a pass, and its communication."""
         kinds = {"gemm": 0.0, "attention": 0.0, "memory_bound": 0.0}
-        for i, op in enumerate(self.block.ops):
-            if op.phase == phase and not ops.is_free(op, self.block):
-                local = self.shapes.inside if i in self.layout.sharded_ops else self.shapes.outside
-                kind, seconds = op_seconds(op, self.block, local, self.cluster.device)
-                kinds[kind] += seconds
-        return PassSeconds(**kinds, collectives=self.collectives(phase))
+        for launch in self._launches(phase):
+            kinds[launch.kind] += launch.seconds
+        for kind, factor in self.execution.time_factor:
+            kinds[kind] *= factor
+        # The backward pass is launched by autograd's own thread, without Python.
+        call_s = self.execution.host_call_s * (1.0 if phase == "forward" else 0.5)
+        host_s = call_s * sum(op.phase == phase for op in self.block.ops)
+        collectives = self.collectives(phase)
+        hidden = 0.0
+        if self.execution.overlap_tp and self.tp > 1:
+            hidden = min(collectives * (self.tp - 1) / self.tp, kinds["gemm"])
+        return PassSeconds(
+            **kinds,
+            host=max(0.0, host_s - sum(kinds.values())),
+            collectives=collectives - hidden,
+            hidden_collectives=hidden,
+            context=self._context(phase, kinds["attention"]),
+            experts=self._dispatch(),
+        )
 
-    def collectives(self, phase: str) -> float:
+    def weight_s(self) -> float:
+        """Backward products from which only parameter gradients follow."""
+        block = self.block
+        wanted = {block.values[v].storage for _, v in block.param_grads}
+        useful = set[int]()  # storages from which something else follows
+        weight = set[int]()
+        for i in reversed(range(len(block.ops))):
+            op = block.ops[i]
+            if op.phase != "backward":
+                break
+            made = {block.values[v].storage for v in op.outputs}
+            if made <= wanted and not made & useful:
+                weight.add(i)
+            else:
+                useful.update(block.values[v].storage for v in op.inputs)
+        factor = dict(self.execution.time_factor).get("gemm", 1.0)
+        return factor * sum(
+            launch.seconds for launch in self._launches("backward") if launch.kind == "gemm" and launch.op in weight
+        )
+
+    def collectives(self, phase: Phase) -> float:
         """Entries and exits over ``tp`` (see `planner.layouts.tensor_parallel`), and the three row-wide reductions
         (maximum, sum of exponentials, label's logit) of a loss over sharded classes."""
         if self.tp == 1:
             return 0.0
         ranks, layout, forward = group(self.cluster, size=self.tp, stride=1), self.layout, phase == "forward"
-        gathered, reduced = (layout.entries, layout.exits) if forward else (layout.exits, layout.entries)
+        entries, exits = self._unrouted(layout.entries), self._unrouted(layout.exits)
+        gathered, reduced = (entries, exits) if forward else (exits, entries)
         if self.sequence_parallel:
             seconds = sum(communication.all_gather_s(ranks, self._whole_bytes(v)) for v in gathered)
             seconds += sum(communication.reduce_scatter_s(ranks, self._whole_bytes(v)) for v in reduced)
@@ -198,48 +252,86 @@ class _OnDevice:
             seconds += 3 * communication.all_reduce_s(ranks, rows * DTYPE_BYTES["float32"])
         return seconds
 
+    def _unrouted(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Those that no expert region makes or is alone to read: routed tokens stay where their rank dispatched them."""
+        if self.experts is None or self.ep == 1:
+            return values
+        block, region = self.block, self.experts.region
+        made = {block.values[v].storage for i in region for v in block.ops[i].outputs}
+        read = {
+            block.values[v].storage
+            for i in self.layout.sharded_ops - region
+            if block.ops[i].phase == "forward"
+            for v in block.ops[i].inputs
+        }
+        return tuple(
+            v for v in values if (s := block.values[v].storage) not in made and (v in self.layout.exits or s in read)
+        )
+
     def _whole_bytes(self, v: int) -> int:
         return prod(self.shapes.inside[v]) * DTYPE_BYTES[self.block.values[v].dtype]
 
+    def _context(self, phase: Phase, attention_s: float) -> float:
+        """Communication over ``cp`` of every attention of a pass."""
+        if self.cp == 1:
+            return 0.0
+        attentions = [op for op in self.block.ops if op.phase == "forward" and op.name in ops.ATTENTION]
+        ranks = group(self.cluster, size=self.cp, stride=self.tp)
+        seconds = 0.0
+        for op in attentions:
+            q, k, v = op.inputs[:3]
+            seconds += context_s(
+                self.context, ranks, kv_bytes=self._source_bytes(k) + self._source_bytes(v),
+                q_bytes=self._whole_bytes(q), attention_s=attention_s / len(attentions), backward=phase == "backward",
+            )  # fmt: skip
+        return seconds
+
+    def _source_bytes(self, value: int) -> int:
+        """Bytes of keys or values before their heads were copied for grouped queries."""
+        producers = {v: op for op in self.block.ops if op.phase == "forward" for v in op.outputs}
+        smallest = self._whole_bytes(value)
+        while value in producers and producers[value].name in ops.COPIES:
+            value = producers[value].inputs[0]
+            smallest = min(smallest, self._whole_bytes(value))
+        return smallest
+
+    def _dispatch(self) -> float:
+        """Dispatch and combine over ``ep`` of one pass."""
+        if self.experts is None or self.ep == 1 or self.execution.overlap_experts:
+            return 0.0
+        ranks = group(self.cluster, size=self.ep, stride=1)
+        return sum(
+            communication.all_to_all_s(ranks, self.value_bytes[v])
+            for v in (self.experts.dispatched, self.experts.combined)
+        )
+
+    # --- what is kept, and done again ------------------------------------------------------------------------------
+
     def again(self) -> dict[str, PassSeconds]:
         """Forward work done again per policy. ``full`` stops where the last saved tensor is rebuilt, as
-        ``torch.utils.checkpoint`` does; ``selective`` keeps the results of GEMM, attention and exits, so that only
-        pointwise work and gathers are left."""
+        ``torch.utils.checkpoint`` does, unless the execution runs whole blocks; ``selective`` and ``half`` keep the
+        results of (half the) products, attention and exits, so that pointwise work and gathers are left; ``attention``
+        is attention once more."""
         block, layout = self.block, self.layout
-        saved = {block.values[v].storage for v in block.saved}
-        rebuilt = [
-            i
-            for i, op in enumerate(block.ops)
-            if op.phase == "forward" and any(block.values[v].storage in saved for v in op.outputs)
-        ]
-        needed = block.ops[: max(rebuilt, default=-1) + 1]
+        needed = block.ops
+        if self.execution.early_stop:
+            saved = {block.values[v].storage for v in block.saved}
+            rebuilt = [
+                i
+                for i, op in enumerate(block.ops)
+                if op.phase == "forward" and any(block.values[v].storage in saved for v in op.outputs)
+            ]
+            needed = block.ops[: max(rebuilt, default=-1) + 1]
         made = {v for op in needed for v in op.outputs}
         exits = tuple(v for v in layout.exits if v in made)
         rebuild = replace(self, block=replace(block, ops=needed), layout=replace(layout, exits=exits, loss_rows=None))
         gather = replace(rebuild, layout=replace(rebuild.layout, exits=()))
         full = rebuild.seconds("forward")
-        selective = PassSeconds(memory_bound=full.memory_bound, collectives=gather.collectives("forward"))
-        return {"none": PassSeconds(), "selective": selective, "full": full}
-
-
-def op_seconds(op: Op, block: Block, shapes: Sequence[Shape], device: Device) -> tuple[str, float]:
-    """(``gemm`` | ``attention`` | ``memory_bound``, device seconds) of one call on the given shapes."""
-    dtype = block.values[op.inputs[0]].dtype if op.inputs else "float32"
-    fused = ops.attention(op, shapes)
-    if fused is not None:
-        seconds = compute.attention_s(
-            device, dtype, batch=fused.batch, heads=fused.heads, q_len=fused.q_len, kv_len=fused.kv_len,
-            head_dim=(fused.head_dim + fused.value_dim) // 2, causal=fused.causal, backward=fused.backward,
-        )  # fmt: skip
-        return "attention", seconds
-    products = ops.gemms(op, shapes)
-    moved = ops.moved_bytes(op, block, shapes)
-    if not products or ops.is_depthwise(op, products):
-        return "memory_bound", compute.memory_bound_s(device, moved, "norm" if op.name in ops.NORMS else "pointwise")
-    # A convolution reads its input once, not as the matrix of patches that it multiplies.
-    share = moved / len(products) if op.name in ops.CONVOLUTION else None
-    grouped = op.name in ops.GROUPED
-    return "gemm", sum(
-        compute.gemm_s(device, dtype, batch=g.groups, m=g.m, n=g.n, k=g.k, moved_bytes=share, grouped=grouped)
-        for g in products
-    )
+        gathers = gather.collectives("forward")
+        return {
+            "none": PassSeconds(),
+            "selective": PassSeconds(memory_bound=full.memory_bound, collectives=gathers),
+            "half": PassSeconds(gemm=full.gemm / 2, memory_bound=full.memory_bound, collectives=gathers),
+            "attention": PassSeconds(attention=full.attention, context=full.context),
+            "full": full,
+        }

@@ -86,7 +86,7 @@ def search(setting: Setting, constraints: Constraints, *, top: int) -> SearchRes
             rejected["memory"] += 1
             misfits.append(costs)
             continue
-        split = split_stages(costs.microbatch_s, costs.weight_s, costs.fits(capacity))
+        split = split_stages(costs.microbatch_s, costs.remaining_s, costs.fits(capacity))
         if split is None:
             rejected["memory"] += 1
             misfits.append(costs)

@@ -6,9 +6,9 @@ largest block's transient memory; so prefix sums and running maxima give all sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -18,14 +18,16 @@ from costmodels.compute import DTYPE_BYTES
 from costmodels.overlap import Array, Exposed, exposed
 from costmodels.pipeline import in_flight
 from costmodels.step import Seconds, StageSeconds
-from hardware_profiles.cluster import Cluster
+from hardware_profiles.cluster import Cluster, Group
 from hardware_profiles.topology import boundary, group
+from planner.execution import EAGER, Execution
 from planner.graph import ModelGraph, Value
 from planner.job import Job
 from planner.layouts.data_parallel import padded_numel
 from planner.plan import Candidate, StageMemory
 from planner.solvers.inter_op import Mask, Matrix
 from planner.solvers.prices import BlockPrice
+from planner.solvers.ranges import range_maxima, range_second, range_sums
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Setting:
     graph: ModelGraph
     cluster: Cluster
     job: Job
+    execution: Execution = EAGER
 
     @property
     def precision(self) -> memory.Precision:
@@ -88,100 +91,143 @@ class StageCosts:
     prices: Sequence[BlockPrice]
     """Per distinct block."""
 
-    def _per_segment(self, per_block: Sequence[float]) -> Array:
+    def per_segment(self, per_block: Sequence[float]) -> Array:
         return np.asarray(per_block, dtype=np.float64)[self.setting.block_of]
 
     # --- seconds ---------------------------------------------------------------------------------------------------
 
     @cached_property
+    def recomputed(self) -> Array:
+        """Per segment: 1 where ``recompute`` applies. A limited number of blocks per stage are spread evenly."""
+        blocks, c = np.array([float(bool(s.prefix)) for s in self.setting.graph.segments]), self.candidate
+        if c.recomputed_blocks is None:
+            return blocks
+        share = min(1.0, c.recomputed_blocks * c.pp * c.num_chunks / max(blocks.sum(), 1.0))
+        return blocks * share
+
+    @cached_property
     def forward_s(self) -> Array:
-        return self._per_segment([p.forward.compute + p.forward.collectives for p in self.prices])
+        return self.per_segment([p.forward.total for p in self.prices])
 
     @cached_property
     def backward_s(self) -> Array:
         """Backward with recomputation: what gradient communication can hide behind."""
-        policy = self.candidate.recompute
-        seconds = [
-            p.backward.compute + p.backward.collectives + p.again[policy].compute + p.again[policy].collectives
-            for p in self.prices
-        ]
-        return self._per_segment(seconds)
+        again = self.per_segment([p.again[self.candidate.recompute].total for p in self.prices])
+        return self.per_segment([p.backward.total for p in self.prices]) + self.recomputed * again + self.accumulate_s
+
+    @cached_property
+    def weight_s(self) -> Array:
+        """Part of ``backward_s`` that yields weight gradients, accumulation included."""
+        return self.per_segment([p.weight_s for p in self.prices]) + self.accumulate_s
+
+    @cached_property
+    def accumulate_s(self) -> Array:
+        """Adding a microbatch's gradients to those kept apart."""
+        bandwidth = self.setting.cluster.device.memory_bytes_per_s * self.setting.cluster.device.efficiency.pointwise
+        return self.reduced_numel * self.setting.execution.accumulate_bytes / bandwidth
 
     @property
-    def _shards(self) -> int:
-        return self.candidate.dp_shard if self.candidate.zero_stage else 1
-
-    @cached_property
-    def _block_numel(self) -> list[int]:
-        return [p.numel(self._shards) for p in self.prices]
-
-    @cached_property
-    def _block_reduced(self) -> list[int]:
-        return [p.reduced_numel(self._shards) for p in self.prices]
+    def shards(self) -> int:
+        return self.candidate.state_shard if self.candidate.zero_stage else 1
 
     @cached_property
     def numel(self) -> Array:
-        return self._per_segment(self._block_numel)
+        return self.per_segment([p.numel(self.shards) for p in self.prices])
 
     @cached_property
     def trained_numel(self) -> Array:
-        return self._per_segment([p.trained_numel(self._shards) for p in self.prices])
+        return self.per_segment([p.trained_numel(self.shards) for p in self.prices])
 
     @cached_property
     def reduced_numel(self) -> Array:
-        return self._per_segment(self._block_reduced)
+        return self.per_segment([p.reduced_numel(self.shards) for p in self.prices])
+
+    @cached_property
+    def owned_numel(self) -> Array:
+        """Of ``reduced_numel``, the share that one device updates."""
+        if not self.candidate.zero_stage:
+            return self.reduced_numel
+        experts = self.per_segment([p.expert_numel() for p in self.prices])
+        return (self.reduced_numel - experts) / self.shards + experts / self._expert_shards
+
+    @property
+    def _expert_shards(self) -> int:
+        """Devices that hold the same experts, of those that share state."""
+        c = self.candidate
+        return max(1, c.state_shard * c.tp // c.ep)
+
+    def _over_state(self, price: Callable[[Group, float], float], size: float, block_numel: Sequence[int]) -> Array:
+        """A collective over the devices that share state, of each block's parameters: experts over those that hold the
+        same ones."""
+        c, cluster = self.candidate, self.setting.cluster
+        ranks = group(cluster, size=c.state_shard, stride=c.tp)
+        own = group(cluster, size=self._expert_shards, stride=c.ep) if c.ep > 1 else ranks
+        experts = [p.expert_numel() for p in self.prices]
+        return self.per_segment(
+            [
+                price(ranks, size * (n - e)) + (price(own, size * e) if e else 0.0)
+                for n, e in zip(block_numel, experts, strict=True)
+            ]
+        )
 
     @cached_property
     def _gather_s(self) -> Array:
-        """All-gather of each block's parameters over ``dp_shard``."""
-        ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
-        size = self.setting.precision.gathered_bytes
-        return self._per_segment([communication.all_gather_s(ranks, size * n) for n in self._block_numel])
+        """All-gather of each block's parameters over the devices that share state."""
+        numel = [p.numel(self.shards) for p in self.prices]
+        return self._over_state(communication.all_gather_s, self.setting.precision.gathered_bytes, numel)
 
     @cached_property
     def _reduce_s(self) -> Array:
-        """Reduce-scatter of each block's gradients over ``dp_shard``."""
-        ranks = group(self.setting.cluster, size=self.candidate.dp_shard, stride=self.candidate.tp)
-        size = self.setting.precision.grad_bytes
-        return self._per_segment([communication.reduce_scatter_s(ranks, size * n) for n in self._block_reduced])
+        """Reduce-scatter of each block's gradients over the same."""
+        numel = [p.reduced_numel(self.shards) for p in self.prices]
+        return self._over_state(communication.reduce_scatter_s, self.setting.precision.reduced_bytes, numel)
 
     @cached_property
     def _replicate_s(self) -> Array:
-        """All-reduce of each block's gradient shard over ``dp_replicate``."""
-        c = self.candidate
-        ranks = group(self.setting.cluster, size=c.dp_replicate, stride=c.tp * c.dp_shard)
-        size = self.setting.precision.grad_bytes / c.dp_shard
-        return self._per_segment([communication.all_reduce_s(ranks, size * n) for n in self._block_reduced])
+        """All-reduce of each block's gradient shard over ``dp_replicate``; over all data-parallel devices where no state
+        is shared out."""
+        c, size = self.candidate, self.setting.precision.reduced_bytes
+        numel = [p.reduced_numel(self.shards) for p in self.prices]
+        if not c.zero_stage and c.state_shard > 1:
+            return self._over_state(communication.all_reduce_s, size, numel)
+        ranks = group(self.setting.cluster, size=c.dp_replicate, stride=c.tp * c.state_shard)
+        return self.per_segment([communication.all_reduce_s(ranks, size / c.state_shard * n) for n in numel])
 
     @cached_property
     def data_parallel(self) -> tuple[dict[str, Exposed], dict[str, Exposed]]:
         """Exposed data-parallel communication (per microbatch, per step), by term; which is where depends on what
-        ``dp_shard`` shards (see `costmodels.memory`)."""
+        ``zero_stage`` shares out (see `costmodels.memory`)."""
         gather, reduce, replicate = self._gather_s, self._reduce_s, self._replicate_s
         forward, backward = self.forward_s, self.backward_s
-        overlapped = partial(exposed, compute_slowdown=self.setting.cluster.library.compute_slowdown)
+        slowdown, execution = self.setting.cluster.library.compute_slowdown, self.setting.execution
+
+        def gathered(compute_s: Array, transfer: Array) -> Exposed:
+            return exposed(transfer, compute_s * execution.overlap_gather, compute_slowdown=slowdown)
+
+        def reduced(compute_s: Array, transfer: Array) -> Exposed:
+            return exposed(transfer, compute_s * execution.overlap_gradients, compute_slowdown=slowdown)
 
         def replica_reduce(busy: Array) -> dict[str, Exposed]:
             """In the last microbatch, behind what backward the other communication (``busy``) leaves free."""
-            return {"dp.replica_reduce": overlapped(replicate, np.maximum(backward - busy, 0.0))}
+            return {"dp.replica_reduce": reduced(np.maximum(backward - busy, 0.0), replicate)}
 
         match self.candidate.zero_stage:
             case 0:
-                return {}, {"dp.gradient_reduce": overlapped(replicate, backward)}
+                return {}, {"dp.gradient_reduce": reduced(backward, replicate)}
             case 1:
                 return {}, {
-                    "dp.parameter_gather": overlapped(gather, forward),
-                    "dp.gradient_reduce": overlapped(reduce + replicate, backward),
+                    "dp.parameter_gather": gathered(forward, gather),
+                    "dp.gradient_reduce": reduced(backward, reduce + replicate),
                 }
             case 2:
-                return {"dp.gradient_reduce": overlapped(reduce, backward)}, {
-                    "dp.parameter_gather": overlapped(gather, forward),
+                return {"dp.gradient_reduce": reduced(backward, reduce)}, {
+                    "dp.parameter_gather": gathered(forward, gather),
                     **replica_reduce(reduce),
                 }
             case _:
-                both = overlapped(gather + reduce, backward)
+                both = reduced(backward, gather + reduce)
                 return {
-                    "dp.parameter_gather": overlapped(gather, forward),
+                    "dp.parameter_gather": gathered(forward, gather),
                     "dp.parameter_regather": both.share(gather),
                     "dp.gradient_reduce": both.share(reduce),
                 }, replica_reduce(gather + reduce)
@@ -203,19 +249,21 @@ class StageCosts:
 
     def _value_bytes(self, value: Value) -> float:
         whole = prod(value.shape(self.candidate.microbatch_size, self.setting.job.seq_len)) * DTYPE_BYTES[value.dtype]
-        along_sequence = self.candidate.sequence_parallel and any(dim.slope for dim in value.dims)
-        return whole / self.candidate.tp if along_sequence else whole
+        along_sequence = any(dim.slope for dim in value.dims) and (
+            self.candidate.sequence_parallel or self.setting.execution.scatter_sends
+        )
+        share = self.candidate.cp if any(dim.slope for dim in value.dims) else 1
+        return whole / share / self.candidate.tp if along_sequence else whole / share
 
     @cached_property
     def optimizer_s(self) -> Array:
         """Optimizer step of each segment on one device."""
-        share = self._shards
         moved = memory.optimizer_step_bytes(
             precision=self.setting.precision, num_states=self.setting.num_states, numel=1.0
         )
         launch = self.setting.cluster.device.launch_overhead_s
         per_element = compute.memory_bound_s(self.setting.cluster.device, moved, "optimizer") - launch
-        return self.reduced_numel / share * per_element
+        return self.owned_numel * per_element
 
     @cached_property
     def replicated_s(self) -> Array:
@@ -223,15 +271,15 @@ class StageCosts:
         its own tokens; they are summed."""
         ranks = group(self.setting.cluster, size=self.candidate.tp, stride=1)
         size = self.setting.precision.grad_bytes
-        return self._per_segment([communication.all_reduce_s(ranks, size * p.replicated_numel) for p in self.prices])
+        return self.per_segment([communication.all_reduce_s(ranks, size * p.replicated_numel) for p in self.prices])
 
-    def _tied(self) -> Iterator[tuple[int, int, int, bool]]:
+    def tied(self) -> Iterator[tuple[int, int, int, bool]]:
         """(segment, next segment, elements on one device, whether trained) of `Setting.tied`."""
         for first, later, relative in self.setting.tied:
             block = self.setting.block_of[later]
             trained = relative in self.setting.trained[block]
             shape = self.prices[block].param_shapes[relative]
-            yield first, later, padded_numel(shape, self._shards), trained
+            yield first, later, padded_numel(shape, self.shards), trained
 
     @cached_property
     def tied_s(self) -> float:
@@ -240,7 +288,7 @@ class StageCosts:
         if c.pp == 1 or not self.setting.tied:
             return 0.0
         link = boundary(self.setting.cluster, stride=c.num_devices // c.pp)
-        num_bytes = sum(numel for *_, numel, trained in self._tied() if trained) * self.setting.precision.grad_bytes
+        num_bytes = sum(numel for *_, numel, trained in self.tied() if trained) * self.setting.precision.grad_bytes
         return communication.send_recv_s(link, num_bytes)
 
     @cached_property
@@ -250,7 +298,7 @@ class StageCosts:
         total = self.forward_s + self.backward_s + sum(e.expected for e in per_microbatch.values())
         first = sum((e.first for e in per_microbatch.values()), np.zeros_like(total))
         send = self.send_s
-        return _range_sums(total) + first[:, None] + send[:-1, None] + send[None, :]
+        return range_sums(total) + first[:, None] + send[:-1, None] + send[None, :]
 
     @cached_property
     def once_s(self) -> Matrix:
@@ -258,10 +306,10 @@ class StageCosts:
         _, per_step = self.data_parallel
         total = self.optimizer_s + self.replicated_s + sum(e.expected for e in per_step.values())
         first = sum((e.first for e in per_step.values()), np.zeros_like(total))
-        return _range_sums(total) + first[:, None] + self.tied_s
+        return range_sums(total) + first[:, None] + self.tied_s
 
     @cached_property
-    def weight_s(self) -> Matrix:
+    def remaining_s(self) -> Matrix:
         """``w = (m - 1) t + d`` of `planner.solvers.inter_op` for every stage."""
         t = self.microbatch_s
         repeats = np.multiply(self.candidate.num_microbatches - 1, t, where=np.isfinite(t), out=np.full_like(t, np.inf))
@@ -288,8 +336,12 @@ class StageCosts:
             return Seconds(float(e.expected[a:b].sum() + e.first[a]), e.low_s(a, b), float(e.high[a:b].sum()))
 
         passes = [p.forward for p in inside] + [p.backward for p in inside]
-        again = [p.again[policy] for p in inside]
-        collectives = sum(p.collectives for p in (*passes, *again))
+        shares = self.recomputed[a:b]
+        again = [(share, p.again[policy]) for share, p in zip(shares, inside, strict=True)]
+        collectives = sum(p.collectives for p in passes) + sum(share * p.collectives for share, p in again)
+        hidden = sum(p.hidden_collectives for p in passes) + sum(share * p.hidden_collectives for share, p in again)
+        context = sum(p.context for p in passes) + sum(share * p.context for share, p in again)
+        experts = sum(p.experts for p in passes) + sum(share * p.experts for share, p in again)
         send = float(self.send_s[a] + self.send_s[b])
         per_microbatch, per_step = self.data_parallel
         return StageSeconds(
@@ -297,8 +349,12 @@ class StageCosts:
                 "compute.gemm": plain(sum(p.gemm for p in passes)),
                 "compute.attention": plain(sum(p.attention for p in passes)),
                 "compute.memory_bound": plain(sum(p.memory_bound for p in passes)),
-                "compute.recompute": plain(sum(p.compute for p in again)),
-                "tp.collectives": Seconds(collectives, 0.0, collectives),
+                "compute.recompute": plain(sum(share * p.compute for share, p in again)),
+                "compute.accumulate": plain(float(self.accumulate_s[a:b].sum())),
+                "compute.host": plain(sum(p.host for p in passes)),
+                "tp.collectives": Seconds(collectives, 0.0, collectives + hidden),
+                "cp.attention": Seconds(context, 0.0, context),
+                "ep.all_to_all": Seconds(experts, 0.0, experts),
                 "pp.send_recv": Seconds(send, 0.0, send),
                 **{name: of(e) for name, e in per_microbatch.items()},
             },
@@ -316,8 +372,8 @@ class StageCosts:
     def _numel_ranges(self) -> tuple[Matrix, Matrix]:
         """Parameters and trained parameters of every stage, none where it is empty (what is infinite there are its
         activations); a tied one counts once where both readers are."""
-        numel, trained = (np.triu(_range_sums(x), 1) for x in (self.numel, self.trained_numel))
-        for first, later, elements, is_trained in self._tied():
+        numel, trained = (np.triu(range_sums(x), 1) for x in (self.numel, self.trained_numel))
+        for first, later, elements, is_trained in self.tied():
             numel[: first + 1, later + 1 :] -= elements
             trained[: first + 1, later + 1 :] -= elements if is_trained else 0
         return numel, trained
@@ -328,9 +384,9 @@ class StageCosts:
         c, precision = self.candidate, self.setting.precision
         numel, trained = self._numel_ranges
         state = memory.state_bytes(
-            precision=precision, num_states=self.setting.num_states, zero_stage=c.zero_stage, dp_shard=c.dp_shard,
+            precision=precision, num_states=self.setting.num_states, zero_stage=c.zero_stage, dp_shard=c.state_shard,
             numel=numel, trained_numel=trained,
-            gathered_numel=_range_maxima(self.numel) + _range_second(self.numel),
+            gathered_numel=range_maxima(self.numel) + range_second(self.numel),
         )  # fmt: skip
         per_block = {0: 0, 1: precision.grad_bytes}.get(c.zero_stage, precision.gathered_bytes + precision.grad_bytes)
         crossing = self.crossing_bytes
@@ -340,9 +396,9 @@ class StageCosts:
             "compute_copy": state.compute_copy,
             "gradients": state.gradients,
             "optimizer": state.optimizer,
-            "buffers": np.triu(_range_sums(np.asarray(self.setting.graph.resident_bytes, dtype=np.float64)), 1),
-            "transient": _range_maxima(self._per_segment(transient)),
-            "communication_buffers": per_block * _range_maxima(self.trained_numel)
+            "buffers": np.triu(range_sums(np.asarray(self.setting.graph.resident_bytes, dtype=np.float64)), 1),
+            "transient": range_maxima(self.per_segment(transient)),
+            "communication_buffers": per_block * range_maxima(self.trained_numel)
             + crossing[:-1, None] + crossing[None, :],
         }  # fmt: skip
 
@@ -350,9 +406,9 @@ class StageCosts:
     def activation_bytes(self) -> Matrix:
         """Bytes that every stage keeps per microbatch in flight: what its blocks save, and its output. Infinite where a
         stage would have no module."""
-        saved = self._per_segment([p.saved_bytes[self.candidate.recompute] for p in self.prices])
-        kept = _range_sums(saved) + self.crossing_bytes[None, :]
-        return np.where(_range_sums(self.setting.named) > 0, kept, np.inf)
+        saved = self.per_segment([p.saved_bytes[self.candidate.recompute] for p in self.prices])
+        kept = range_sums(saved) + self.crossing_bytes[None, :]
+        return np.where(range_sums(self.setting.named) > 0, kept, np.inf)
 
     @cached_property
     def peak_bytes(self) -> list[Matrix]:
@@ -375,14 +431,14 @@ class StageCosts:
     @cached_property
     def least_peak_bytes(self) -> float:
         """No cut of this candidate needs less on its fullest device: states and one microbatch, spread evenly."""
-        c, tied = self.candidate, list(self._tied())
+        c, tied = self.candidate, list(self.tied())
         state = memory.state_bytes(
             precision=self.setting.precision, num_states=self.setting.num_states, zero_stage=c.zero_stage,
             dp_shard=c.dp_shard, gathered_numel=np.zeros(1),
             numel=np.array([self.numel.sum() - sum(elements for _, _, elements, _ in tied)]),
             trained_numel=np.array([self.trained_numel.sum() - sum(e for _, _, e, trained in tied if trained)]),
         )  # fmt: skip
-        saved = self._per_segment([p.saved_bytes[c.recompute] for p in self.prices])
+        saved = self.per_segment([p.saved_bytes[c.recompute] for p in self.prices])
         spread = state.parameters + state.gradients + state.optimizer + saved.sum() + self.crossing_bytes[-1]
         return float(spread[0]) / c.pp
 
@@ -391,32 +447,3 @@ class StageCosts:
         held = in_flight(position, self.candidate.pp, self.candidate.num_microbatches)
         parts["activations"] = int(held * self.activation_bytes[a, b])
         return StageMemory(parts={name: size for name, size in parts.items() if size})
-
-
-def _range_sums(x: Array) -> Matrix:
-    """(a, b) -> ``sum(x[a:b])``; infinite where b <= a."""
-    total = np.concatenate([[0.0], np.cumsum(x)])
-    sums: Matrix = total[None, :] - total[:-1, None]
-    sums[_empty(len(x))] = np.inf
-    return sums
-
-
-def _range_maxima(x: Array) -> Matrix:
-    """(a, b) -> ``max(x[a:b])``; 0 where b <= a."""
-    n = len(x)
-    columns = np.concatenate([[0.0], x])
-    maxima: Matrix = np.maximum.accumulate(np.where(_empty(n), 0.0, columns[None, :]), axis=1)
-    return maxima
-
-
-def _range_second(x: Array) -> Matrix:
-    """(a, b) -> the largest neighbour that follows another block inside [a, b); 0 for a single block."""
-    inner = np.minimum(x[:-1], x[1:]) if len(x) > 1 else np.zeros(0)
-    maxima = np.zeros((len(x), len(x) + 1))
-    if len(x) > 1:
-        maxima[:-1, 1:] = _range_maxima(inner)
-    return maxima
-
-
-def _empty(n: int) -> np.ndarray:
-    return np.arange(n + 1)[None, :] <= np.arange(n)[:, None]

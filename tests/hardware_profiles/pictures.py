@@ -1,4 +1,4 @@
-"""Hand-made groups and clusters for tests that need no profile."""
+"""Hand-made groups, clusters and measured machines for tests that need no profile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hardware_profiles.cluster import Cluster, Group, GroupLevel, Library, Link, Links
 from hardware_profiles.load import load_cluster
+from hardware_profiles.samples import Machine
 
 TOY = Path(__file__).with_name("toy.toml")
 EVERYTHING = ("ring", "tree", "halving-doubling", "hierarchical", "nvls", "sharp")
@@ -72,3 +73,19 @@ def with_fabric(fabric: Links, shape: str) -> Cluster:
     cluster = load_cluster(f"{TOY}:{shape}")
     machines = tuple(replace(each, node=replace(each.node, fabric=fabric)) for each in cluster.machines)
     return replace(cluster, machines=machines)
+
+
+def machine(nodes: int, per_node: int = 4) -> Machine:
+    return Machine(
+        devices=("Toy",),
+        num_nodes=nodes,
+        devices_per_node=per_node,
+        library="nccl",
+        driver="1.0",
+        runtime="torch 2",
+        num_compute_units=10,
+        memory_bytes=2**34,
+        host_memory_bytes=2**35,
+        hosts=("a", "b"),
+        date="2026-11-20",
+    )

@@ -18,8 +18,9 @@ from hardware_profiles.fitting.robust import Parameter, settled, solve, typical
 from hardware_profiles.fitting.sections import FitError
 from hardware_profiles.load import load_profile
 from hardware_profiles.measuring.sizes import QUICK, Axis, axes, collective_plan, device_plan
-from hardware_profiles.samples import COLLECTIVES, Machine, Measurement, Sample
+from hardware_profiles.samples import COLLECTIVES, Measurement, Sample
 from hardware_profiles.schema import Profile
+from tests.hardware_profiles.pictures import machine
 
 TOY = Path(__file__).with_name("toy.toml")
 SIZES = replace(QUICK, passes=((KIB, 64 * KIB, MIB), (16 * MIB, 256 * MIB)))
@@ -31,22 +32,6 @@ def toy(**changes: Any) -> Profile:
         section, key = path.split("__")
         sections[section][key] = value
     return Profile.model_validate(sections)
-
-
-def machine(nodes: int, per_node: int = 4) -> Machine:
-    return Machine(
-        devices=("Toy",),
-        num_nodes=nodes,
-        devices_per_node=per_node,
-        library="nccl",
-        driver="1.0",
-        runtime="torch 2",
-        num_compute_units=10,
-        memory_bytes=2**34,
-        host_memory_bytes=2**35,
-        hosts=("a", "b"),
-        date="2026-11-20",
-    )
 
 
 def device_s(device: Device, what: Measurement) -> float:
@@ -208,3 +193,19 @@ def test_axes_have_every_level_and_each_card_by_itself() -> None:
     assert [axis.only for axis in found if axis.only] == [(0, 4), (1, 5), (2, 6), (3, 7)]
     assert Axis(size=2, stride=2).groups(8) == [(0, 2), (1, 3), (4, 6), (5, 7)]
     assert Axis(size=3, stride=1).groups(4) == [(0, 1, 2)]
+
+
+def test_single_precision_has_a_fraction_of_its_own() -> None:
+    sections = toy().model_dump(exclude_none=True)
+    sections["device"]["peak_fp32_tflop_per_s"] = 20.0
+    sections["device"]["efficiency"]["gemm_fp32"] = 0.6
+    profile = Profile.model_validate(sections)
+    device = uniform_cluster("toy", profile, 1, 4, name="toy").device
+    singles = (what for what in device_plan(SIZES, ["float32"], accelerator=False) if what.kind == "gemm")
+    samples = [
+        *measured(profile, 1),
+        *(Sample(**what.model_dump(), seconds=(device_s(device, what),)) for what in singles),
+    ]
+    figures = {path: f.value for path, f in fit(machine(1), samples, name="again").profile.figures().items()}
+    assert figures["device.peak_fp32_tflop_per_s"] == pytest.approx(20 * 0.6, rel=0.05)
+    assert figures["device.efficiency.gemm_fp32"] == 1

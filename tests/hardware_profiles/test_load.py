@@ -19,9 +19,10 @@ def shape(hardware: str, num_devices: int | None = None) -> list[tuple[str, int]
 
 def test_packaged_names() -> None:
     assert names() == (
-        "a100-40gb", "a100-80gb", "a100-pcie", "ascend-910a", "ascend-910b", "atlas-800t-a2", "b200-sxm", "cpu-gloo",
-        "dgx-a100", "dgx-h100", "frontier", "h100-pcie", "h100-sxm", "h200-sxm", "mi250x", "mi300x", "pcie-box",
-        "sn40l", "two-islands",
+        "a100-40gb", "a100-80gb", "a100-pcie", "a800-80gb", "ascend-910a", "ascend-910b", "atlas-800t-a2", "b200-sxm",
+        "b300-sxm", "cpu-gloo", "dgx-a100", "dgx-h100", "frontier", "gb200-nvl72", "gb300-nvl72", "gh200-96gb",
+        "h100-96gb", "h100-pcie", "h100-sxm", "h200-sxm", "h800-sxm", "mi250x", "mi300x", "pcie-box", "sn40l",
+        "two-islands",
     )  # fmt: skip
 
 

@@ -2,21 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from hardware_profiles.samples import Machine, Measurement, Sample, SampleFile, SamplesError, read_samples, samples_path
+from hardware_profiles.samples import Measurement, Sample, SampleFile, SamplesError, read_samples, samples_path
+from tests.hardware_profiles.pictures import machine
 
-MACHINE = Machine(
-    devices=("Toy",),
-    num_nodes=2,
-    devices_per_node=4,
-    library="nccl",
-    driver="1.0",
-    runtime="torch 2",
-    num_compute_units=10,
-    memory_bytes=2**34,
-    host_memory_bytes=2**35,
-    hosts=("a", "b"),
-    date="2026-11-20",
-)
+MACHINE = machine(2)
 SAMPLE = Sample(kind="all_reduce", num_bytes=1024, size=4, stride=2, seconds=(1e-3, 2e-3))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from costmodels.pipeline import one_f_one_b, simulate
+from costmodels.schedules import Cost, StageCost, make, simulate
 from hardware_profiles.load import load_cluster
 from planner import plan_file
 from planner.errors import NoPlanError, UsageError
@@ -234,6 +234,6 @@ def test_the_prediction_agrees_with_simulating_the_schedule(model: str) -> None:
         t = [float(costs.microbatch_s[a, b]) for a, b in pairwise(cuts)]
         forward = [float(costs.forward_s[a:b].sum()) for a, b in pairwise(cuts)]
         backward = [x - y for x, y in zip(t, forward, strict=True)]
-        orders = [one_f_one_b(rank, c.pp, c.num_microbatches) for rank in range(c.pp)]
+        stages = tuple(StageCost(f, b, 0.0) for f, b in zip(forward, backward, strict=True))
         closed = sum(t) + (c.num_microbatches - 1) * max(t)
-        assert simulate(orders, forward, backward) == pytest.approx(closed, rel=0.02)
+        assert simulate(make("1f1b", c.pp, c.num_microbatches), Cost(stages)).step_s == pytest.approx(closed, rel=0.02)

@@ -38,7 +38,7 @@ DEEPSEEK = MoEDecoderConfig(
     vocab_size=96, max_seq_len=64, dim=32, num_layers=3, num_heads=4, num_kv_heads=4, head_dim=24, hidden_dim=48,
     latent_attention=LatentAttentionConfig(q_rank=24, kv_rank=16, rope_head_dim=8, v_head_dim=16),
     activation="swiglu", norm="rms", norm_eps=1e-6, positions="rotary",
-    num_experts=8, top_k=3, expert_hidden_dim=24, num_shared_experts=1, num_dense_layers=1,
+    num_experts=8, top_k=3, expert_hidden_dim=24, shared_hidden_dim=24, num_dense_layers=1,
     score="sigmoid", weight_scale=2.5, num_groups=4, top_groups=2,
 )  # fmt: skip
 BERT = EncoderConfig(

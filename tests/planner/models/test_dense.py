@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -90,3 +92,25 @@ def test_module_names() -> None:
         "norm.weight",
         "output.weight",
     } < names
+
+
+def test_without_positions_earlier_tokens_are_a_set() -> None:
+    # Of one layer: in a second one, the tokens before have seen different predecessors.
+    config = replace(GPT2, positions="none", embedding_norm=True, num_layers=1)
+    model = Decoder(config)
+    randomize(model)
+    assert not hasattr(model, "pos_embeddings")
+    ids = tokens(config.vocab_size)
+    swapped = ids.clone()
+    swapped[:, [0, 1]] = ids[:, [1, 0]]
+    torch.testing.assert_close(model.logits(swapped)[:, 2:], model.logits(ids)[:, 2:])
+
+
+def test_an_embedding_norm_forgets_the_scale_of_the_embedding() -> None:
+    model = Decoder(replace(GPT2, positions="none", embedding_norm=True, tied_embedding=False))
+    randomize(model)
+    ids = tokens(GPT2.vocab_size)
+    before = model.logits(ids)
+    with torch.no_grad():
+        model.tok_embeddings.weight *= 3
+    torch.testing.assert_close(model.logits(ids), before, rtol=1e-4, atol=1e-4)

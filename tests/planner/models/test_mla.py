@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from planner.models.layers import rotary_angles
 from planner.models.mla import LatentAttention
@@ -27,8 +29,9 @@ def test_deepseek_v3_matches_transformers() -> None:
             vocab_size=DEEPSEEK.vocab_size, hidden_size=DEEPSEEK.dim, intermediate_size=DEEPSEEK.hidden_dim,
             moe_intermediate_size=DEEPSEEK.expert_hidden_dim, num_hidden_layers=DEEPSEEK.num_layers,
             num_attention_heads=DEEPSEEK.num_heads, num_key_value_heads=DEEPSEEK.num_kv_heads,
-            n_routed_experts=DEEPSEEK.num_experts, n_shared_experts=DEEPSEEK.num_shared_experts,
-            num_experts_per_tok=DEEPSEEK.top_k, n_group=DEEPSEEK.num_groups, topk_group=DEEPSEEK.top_groups,
+            n_routed_experts=DEEPSEEK.num_experts, num_experts_per_tok=DEEPSEEK.top_k,
+            n_shared_experts=DEEPSEEK.shared_hidden_dim // DEEPSEEK.expert_hidden_dim,
+            n_group=DEEPSEEK.num_groups, topk_group=DEEPSEEK.top_groups,
             routed_scaling_factor=DEEPSEEK.weight_scale, first_k_dense_replace=DEEPSEEK.num_dense_layers,
             q_lora_rank=latent.q_rank, kv_lora_rank=latent.kv_rank, qk_rope_head_dim=latent.rope_head_dim,
             qk_nope_head_dim=DEEPSEEK.head_dim - latent.rope_head_dim, v_head_dim=latent.v_head_dim,
@@ -69,3 +72,19 @@ def test_even_slices_of_the_heads_add_up() -> None:
             }
         )
     torch.testing.assert_close(parts[0](x, *angles) + parts[1](x, *angles), whole(x, *angles))
+
+
+def test_uncompressed_queries_are_the_product_of_the_two_matrices() -> None:
+    torch.manual_seed(0)
+    latent = DEEPSEEK.latent_attention
+    assert latent is not None
+    plain, compressed = (
+        LatentAttention(DEEPSEEK.dim, num_heads=4, head_dim=DEEPSEEK.head_dim, norm_eps=1e-6, latent=shape)
+        for shape in (replace(latent, q_rank=None), latent)
+    )
+    compressed.q_norm = nn.Identity()
+    state = compressed.state_dict()
+    state["wq.weight"] = state.pop("wq_b.weight") @ state.pop("wq_a.weight")
+    plain.load_state_dict(state)
+    x, angles = torch.randn(2, 5, DEEPSEEK.dim), rotary_angles(5, ROPE, 1e4, like=torch.zeros(0))
+    torch.testing.assert_close(plain(x, *angles), compressed(x, *angles))

@@ -18,14 +18,21 @@ def expert_by_expert(moe: MoE, x: Tensor) -> Tensor:
     for token, token_weights, token_chosen in zip(x.flatten(0, 1), weights, chosen.tolist(), strict=True):
         row = torch.zeros_like(token)
         for weight, expert in zip(token_weights, token_chosen, strict=True):
-            w1, w2, w3 = (w[expert] for w in (moe.experts.w1, moe.experts.w2, moe.experts.w3))
-            row = row + weight * (w2 @ (F.silu(w1 @ token) * (w3 @ token)))
+            w1, w2 = moe.experts.w1[expert], moe.experts.w2[expert]
+            plain = moe.experts.activation == "gelu"
+            hidden = F.gelu(w1 @ token) if plain else F.silu(w1 @ token) * (moe.experts.w3[expert] @ token)
+            row = row + weight * (w2 @ hidden)
         rows.append(row)
     out = torch.stack(rows).view_as(x)
     return out if moe.shared_experts is None else out + moe.shared_experts(x)
 
 
-@pytest.mark.parametrize("config", [MIXTRAL, QWEN3_MOE, DEEPSEEK], ids=["mixtral", "qwen3-moe", "deepseek"])
+PLAIN = dataclasses.replace(MIXTRAL, activation="gelu", shared_hidden_dim=40)
+
+
+@pytest.mark.parametrize(
+    "config", [MIXTRAL, QWEN3_MOE, DEEPSEEK, PLAIN], ids=["mixtral", "qwen3-moe", "deepseek", "plain"]
+)
 @pytest.mark.parametrize("seq_len", [1, 9])
 def test_matches_a_loop_over_experts_forward_and_backward(config, seq_len: int) -> None:
     # With one position of two samples, some experts get no token.

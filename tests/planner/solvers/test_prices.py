@@ -11,7 +11,8 @@ from hardware_profiles.topology import group
 from planner import ops
 from planner.graph import Block
 from planner.layouts.tensor_parallel import TensorParallel, analyse
-from planner.solvers.prices import BlockPrice, local_shapes, price_block
+from planner.solvers.local_shapes import local_shapes
+from planner.solvers.prices import BlockPrice, price_block
 from tests.planner.layouts.small import graph
 from tests.planner.solvers.small import setting
 

@@ -27,7 +27,7 @@ def brute_force(case: Case, constraints: Constraints) -> dict[Mesh, tuple[float,
     best: dict[Mesh, tuple[float, tuple[Any, ...]]] = {}
     for c in candidates(case, constraints):
         found = costs(case, c)
-        split = split_stages(found.microbatch_s, found.weight_s, [peak <= capacity for peak in found.peak_bytes])
+        split = split_stages(found.microbatch_s, found.remaining_s, [peak <= capacity for peak in found.peak_bytes])
         if split is not None:
             best[mesh(c)] = min(best.get(mesh(c), (float("inf"), ())), (split.step_s, astuple(c)))
     return best

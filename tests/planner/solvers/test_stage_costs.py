@@ -37,7 +37,7 @@ def test_named_seconds_are_the_entries_of_the_matrices(family: str) -> None:
             assert isclose(stage.microbatch_s, found.microbatch_s[a, b], rel_tol=1e-9)
             assert isclose(stage.step_s, found.once_s[a, b], rel_tol=1e-9, abs_tol=1e-15)
             weight = (m - 1) * stage.microbatch_s + stage.step_s
-            assert isclose(weight, found.weight_s[a, b], rel_tol=1e-9, abs_tol=1e-15)
+            assert isclose(weight, found.remaining_s[a, b], rel_tol=1e-9, abs_tol=1e-15)
             for seconds in (*stage.per_microbatch.values(), *stage.per_step.values()):
                 assert 0 <= seconds.low <= seconds.expected * (1 + 1e-12)
                 assert seconds.expected <= seconds.high * (1 + 1e-12)
@@ -58,8 +58,8 @@ def test_empty_stages_are_never_chosen(family: str) -> None:
     for found in some(family, 6):
         empty = np.arange(found.microbatch_s.shape[1])[None, :] <= np.arange(found.microbatch_s.shape[0])[:, None]
         assert np.isinf(found.microbatch_s[empty]).all()
-        assert np.isinf(found.weight_s[empty]).all()
-        assert np.isfinite(found.weight_s[~empty]).all()
+        assert np.isinf(found.remaining_s[empty]).all()
+        assert np.isfinite(found.remaining_s[~empty]).all()
         assert not np.isnan(found.peak_bytes[0]).any()
 
 
@@ -104,7 +104,7 @@ def test_bounds_are_bounds(family: str) -> None:
     for c in candidates(case):
         found = costs(case, c)
         anything = [np.isfinite(peak) for peak in found.peak_bytes]
-        split = split_stages(found.microbatch_s, found.weight_s, anything)
+        split = split_stages(found.microbatch_s, found.remaining_s, anything)
         assert split is not None
         assert found.lower_bound_s <= split.step_s * (1 + 1e-12)
         assert found.least_peak_bytes <= least_peak(found.peak_bytes)

@@ -1,0 +1,150 @@
+"""Price of one layout with given stages: the simulated step as named terms, and every rank's peak over time.
+
+The schedule is simulated with the seconds of every stage (`costmodels.schedules`); what a rank does once per step
+(gradient reduction, optimizer, gathers) follows its last action. The rank that ends last is written term by term; its
+waiting is the bubble.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from costmodels.breakdown import Breakdown, Term
+from costmodels.schedules.catalogue import make
+from costmodels.schedules.cost import Cost, StageCost
+from costmodels.schedules.steady import price_step as schedule_step
+from costmodels.step import Seconds, StageSeconds
+from planner.plan import StageMemory
+from planner.solvers.stage_costs import StageCosts
+from planner.solvers.stage_memory import StageBytes
+
+
+@dataclass(frozen=True)
+class StepPrice:
+    breakdown: Breakdown
+    memory: tuple[StageMemory, ...]
+    """Per pipeline rank, at its peak."""
+    classes: Mapping[str, float]
+    """The same seconds by class of operation (`CLASSES`): the bubble in proportion to what fills a microbatch."""
+
+    @property
+    def step_s(self) -> float:
+        return self.breakdown.step_s
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(memory.total_bytes for memory in self.memory)
+
+
+def price_step(costs: StageCosts, cuts: Sequence[int]) -> StepPrice:
+    """Simulate one step (module docstring).
+
+    Args:
+        cuts: virtual stage ``i`` holds segments ``[cuts[i], cuts[i + 1])``; ``pp * num_chunks`` stages.
+    Raises:
+        ScheduleError: the schedule does not run with these numbers of ranks, chunks and microbatches.
+    """
+    c, execution = costs.candidate, costs.setting.execution
+    stages = list(pairwise(cuts))
+    seconds = [costs.stage_seconds(a, b) for a, b in stages]
+    cost = Cost(
+        tuple(_stage_cost(costs, a, b, named) for (a, b), named in zip(stages, seconds, strict=True)),
+        sends_block=not execution.overlap_send,
+    )
+    step = schedule_step(c.schedule, c.pp, c.num_microbatches, cost, c.num_chunks)
+    schedule = make(c.schedule, c.pp, c.pp, c.num_chunks)
+    held = [sorted(set(schedule.stages_of(rank))) for rank in range(c.pp)]
+    once = [sum(seconds[s].step_s for s in chunks) for chunks in held]
+    ends = getattr(step, "ends_s", (step.step_s,) * c.pp)
+    last = max(range(c.pp), key=lambda rank: ends[rank] + once[rank])
+    terms = _terms([seconds[s] for s in held[last]], c.num_microbatches, costs.setting.cluster.evidence)
+    own_s = c.num_microbatches * sum(seconds[s].microbatch_s - _sends(seconds[s]) for s in held[last])
+    bubble_s = max(0.0, ends[last] - own_s)
+    terms.append(Term(name="pp.bubble", seconds=bubble_s, low_s=bubble_s, high_s=bubble_s, evidence="derived"))
+    host_s = execution.step_overhead_s
+    terms.append(Term(name="host.step", seconds=host_s, low_s=0.0, high_s=host_s, evidence="derived"))
+    return StepPrice(
+        Breakdown(tuple(term for term in terms if term.high_s > 0)),
+        tuple(_memory(costs, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
+        _classes(costs, [stages[s] for s in held[last]], bubble_s, host_s),
+    )
+
+
+CLASSES = (
+    "gemm", "attention", "memory_bound", "host", "tp", "cp", "ep", "dp", "optimizer", "step",
+)  # fmt: skip
+"""What a factor of calibration may apply to."""
+
+
+def _classes(costs: StageCosts, chunks: Sequence[tuple[int, int]], bubble_s: float, host_s: float) -> dict[str, float]:
+    c, policy = costs.candidate, costs.candidate.recompute
+    found = dict.fromkeys(CLASSES, 0.0)
+    per_microbatch, per_step = costs.data_parallel
+    names = {"gemm": "gemm", "attention": "attention", "memory_bound": "memory_bound", "host": "host",
+             "collectives": "tp", "context": "cp", "experts": "ep"}  # fmt: skip
+    for a, b in chunks:
+        for i in range(a, b):
+            price = costs.prices[costs.setting.block_of[i]]
+            for field, name in names.items():
+                again = costs.recomputed[i] * getattr(price.again[policy], field)
+                found[name] += getattr(price.forward, field) + getattr(price.backward, field) + again
+        found["memory_bound"] += float(costs.accumulate_s[a:b].sum())
+        found["dp"] += sum(float(e.expected[a:b].sum() + e.first[a]) for e in per_microbatch.values())
+    busy = sum(found.values())
+    stretch = c.num_microbatches + (bubble_s / busy if busy else 0.0)
+    found = {name: seconds * stretch for name, seconds in found.items()}
+    for a, b in chunks:
+        found["dp"] += sum(float(e.expected[a:b].sum() + e.first[a]) for e in per_step.values())
+        found["dp"] += float(costs.replicated_s[a:b].sum()) + costs.tied_s
+        found["optimizer"] += float(costs.optimizer_s[a:b].sum())
+    found["step"] += host_s
+    return found
+
+
+def _stage_cost(costs: StageCosts, a: int, b: int, named: StageSeconds) -> StageCost:
+    """One virtual stage as the simulator wants it; what a microbatch gathers and reduces is part of its passes."""
+    per_microbatch, _ = costs.data_parallel
+    exposed = {name: float(e.expected[a:b].sum() + e.first[a]) for name, e in per_microbatch.items()}
+    gather_s = exposed.pop("dp.parameter_gather", 0.0)
+    weight_s = float(costs.weight_s[a:b].sum())
+    backward_s = float(costs.backward_s[a:b].sum()) + sum(exposed.values())
+    saved, forward, backward = StageBytes(costs).working_bytes(a, b)
+    return StageCost(
+        forward_s=float(costs.forward_s[a:b].sum()) + gather_s,
+        input_grad_s=backward_s - weight_s,
+        weight_grad_s=weight_s,
+        send_forward_s=float(costs.send_s[b]),
+        send_backward_s=float(costs.send_s[a]),
+        saved_bytes=saved,
+        forward_transient_bytes=forward,
+        backward_transient_bytes=backward,
+    )
+
+
+def _sends(named: StageSeconds) -> float:
+    return named.per_microbatch["pp.send_recv"].expected
+
+
+def _terms(chunks: Sequence[StageSeconds], num_microbatches: int, evidence: str) -> list[Term]:
+    """Terms of one rank: those of its chunks, summed by name; sends are part of the bubble."""
+    total: dict[str, Seconds] = defaultdict(lambda: Seconds(0.0, 0.0, 0.0))
+    for chunk in chunks:
+        for times, named in ((num_microbatches, chunk.per_microbatch), (1, chunk.per_step)):
+            for name, s in named.items():
+                if name != "pp.send_recv":
+                    sum_ = total[name]
+                    total[name] = Seconds(
+                        sum_.expected + times * s.expected, sum_.low + times * s.low, sum_.high + times * s.high
+                    )
+    return [
+        Term(name=name, seconds=s.expected, low_s=s.low, high_s=s.high, evidence=evidence) for name, s in total.items()
+    ]
+
+
+def _memory(costs: StageCosts, chunks: Sequence[tuple[int, int]], peak: int) -> StageMemory:
+    """State of the chunks, and the most that activations and work take over the step."""
+    state = StageBytes(costs).state_bytes(chunks)
+    return StageMemory(parts={name: size for name, size in {**state, "activations": peak}.items() if size})
