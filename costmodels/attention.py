@@ -25,11 +25,17 @@ FLASH1_FRACTION = 0.48
 """Of FlashAttention-2's rate: FlashAttention-1, both ways. From table 1 of the FlashAttention-2 paper: the attention in
 whose time GPT-3 1.3B and 2.7B at 8k go from 170 and 175 to 220 and 225 TFLOP/s; its abstract says 2 times."""
 
+UNFUSED_FRACTION = 0.69
+"""Of what products and streams reach by themselves: attention of separate kernels, whose products are many and thin and
+whose softmax and dropout compute per element. From table 1 of the FlashAttention-2 paper: GPT-3 1.3B at 2k goes from 142
+(Megatron-LM's kernels) to 196 TFLOP/s, so that attention takes 21.7 us a token and not 15.0."""
+
 ATTENTION_REFERENCE_DIM = 128
 """Head dim of the profile's attention fractions."""
 
-FlashGeneration = Literal["flash2", "flash1"]
-"""Fused attention that the profile's fractions are of (FlashAttention-2 and later, cuDNN), or FlashAttention-1."""
+FlashGeneration = Literal["vendor", "flash2", "flash1"]
+"""Fused attention: the kernel that the profile's fractions are of (the vendor's or the latest published), or an earlier
+generation of FlashAttention."""
 
 MASK_BYTES = 1
 """Of one element of a dropout mask."""
@@ -47,7 +53,7 @@ def attention_s(
     head_dim: int,
     causal: bool,
     backward: bool,
-    generation: FlashGeneration = "flash2",
+    generation: FlashGeneration = "vendor",
 ) -> float:
     """Seconds of fused attention over ``[batch, heads, q_len, head_dim]`` queries and ``kv_len`` keys, launch included.
 
@@ -58,7 +64,7 @@ def attention_s(
     heads; grouped keys change the FLOP not at all. Heads narrower than 128 are slower, by `SOFTMAX_DEPTH`. Never less
     than reading and writing the operands.
 
-    ``flash1`` runs at `FLASH1_FRACTION` of the rate.
+    ``flash2`` runs at the profile's ``attention_flash2`` of the rate, ``flash1`` at `FLASH1_FRACTION` of that.
 
     Source: FlashAttention-2 (Dao 2023), section 3; the ramp with length follows the H100 figures of
     FlashAttention-3 (Shah et al. 2024), figures 5 and 6. Raises `UnknownNameError` for a dtype that the profile lacks.
@@ -69,6 +75,8 @@ def attention_s(
         return 0.0
     fraction = device.efficiency.attention_backward if backward else device.efficiency.attention_forward
     fraction *= min(1.0, _softmax_share(head_dim) / _softmax_share(ATTENTION_REFERENCE_DIM))
+    if generation != "vendor":
+        fraction *= device.efficiency.attention_flash2
     if generation == "flash1":
         fraction *= FLASH1_FRACTION
     tile = min(ATTENTION_TILE, q_len, kv_len)
@@ -113,7 +121,7 @@ def unfused_attention_s(
         dropout backward   read e S and the mask S, write e S
 
     Under a causal mask of equal lengths the softmax kernel reads the lower triangle only, and writes all (Megatron-LM,
-    ``scaled_upper_triang_masked_softmax``). Softmax streams at the profile's ``norm``, dropout at its ``pointwise``
+    ``scaled_upper_triang_masked_softmax``). All of it at `UNFUSED_FRACTION`. Softmax streams at the profile's ``norm``, dropout at its ``pointwise``
     fraction. 0 when a side is 0. Raises `UnknownNameError` for a dtype that the profile lacks.
     """
     scores = batch * heads * q_len * kv_len
@@ -130,7 +138,7 @@ def unfused_attention_s(
     seconds += memory_bound_s(device, element_bytes * scores * (num_read * seen + 1), "norm")
     if dropout:
         seconds += memory_bound_s(device, (2 * element_bytes + MASK_BYTES) * scores)
-    return seconds
+    return seconds / UNFUSED_FRACTION
 
 
 def unfused_attention_saved_bytes(

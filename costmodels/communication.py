@@ -80,7 +80,7 @@ def all_to_all_s(group: Group, num_bytes: float) -> float:
     for level in group.levels:
         crossing.append((level.fan - 1) * inner / group.size * num_bytes)
         inner *= level.fan
-    return _exchange_s(group, crossing, num_bytes / group.size)
+    return exchange_s(group, crossing, num_bytes / group.size)
 
 
 def all_to_all_uneven_s(group: Group, num_bytes: Sequence[Sequence[float]]) -> float:
@@ -103,7 +103,21 @@ def all_to_all_uneven_s(group: Group, num_bytes: Sequence[Sequence[float]]) -> f
         received = max(sum(num_bytes[j][i] for j in met[i]) for i in range(n))
         crossing.append(max(sent, received))
         inner = outer
-    return _exchange_s(group, crossing, max(num_bytes[i][i] for i in range(n)))
+    return exchange_s(group, crossing, max(num_bytes[i][i] for i in range(n)))
+
+
+def exchange_s(group: Group, crossing_bytes: Sequence[float], own_bytes: float) -> float:
+    """Seconds of an exchange in which every member moves ``crossing_bytes[i]`` at level ``i`` and keeps ``own_bytes``.
+
+    Launch, `algorithms.pairwise` and copy of what stays; nothing for one member. NCCL's sends use no ``ll`` beyond 16
+    KiB a pair, so it is not priced.
+    """
+    if group.size == 1 or own_bytes + sum(crossing_bytes) <= 0:
+        return 0.0
+    way = algorithms.pairwise(group, crossing_bytes)
+    if _host_driven(group):
+        way, own_bytes = replace(way, hops_s=algorithms.ring(group, 0.0).hops_s), 0.0
+    return group.library.launch_s + _protocols_s(group, way, own_bytes, flags=False)
 
 
 def broadcast_s(group: Group, num_bytes: float) -> float:
@@ -168,14 +182,6 @@ def _least_s(group: Group, num_bytes: float, ways: Callable[[Group, float], list
         return 0.0
     own_bytes = 0.0 if ways is broadcast_ways or _host_driven(group) else num_bytes / group.size
     return group.library.launch_s + min(_protocols_s(group, way, own_bytes) for way in ways(group, num_bytes))
-
-
-def _exchange_s(group: Group, crossing_bytes: Sequence[float], own_bytes: float) -> float:
-    """Launch, exchange and copy of what stays. NCCL's sends use no ``ll`` beyond 16 KiB a pair, so it is not priced."""
-    way = algorithms.pairwise(group, crossing_bytes)
-    if _host_driven(group):
-        way, own_bytes = replace(way, hops_s=algorithms.ring(group, 0.0).hops_s), 0.0
-    return group.library.launch_s + _protocols_s(group, way, own_bytes, flags=False)
 
 
 def _protocols_s(group: Group, way: Way, own_bytes: float, *, flags: bool = True) -> float:

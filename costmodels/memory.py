@@ -75,6 +75,38 @@ PRECISIONS = {
 }  # fmt: skip
 """Recipes by the name that a user gives."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a framework holds otherwise than the table of the module docstring. The defaults are torch's
+    ``fully_shard`` and ``cross_entropy``."""
+
+    accumulated_bytes: int | None = None
+    """One stored gradient, where the framework and not the precision says so."""
+    passing_bytes: int = 0
+    """Per parameter, gradients in the compute precision beside the accumulated ones: DeepSpeed's ``BF16_Optimizer``
+    adds them up when the whole backward pass is over (``bf16_optimizer.py``, ``update_hp_grads``)."""
+    buffer_bytes: int = 0
+    """Flat buffers of a fixed size, for gathered parameters and gradients under way."""
+    upcast_norms: bool = False
+    """Norms are written in torch operations over fp32 copies, one of which is kept (Hugging Face's
+    ``LlamaRMSNorm``)."""
+    logit_bytes: int | None = None
+    """Per logit, the most that is alive around the loss; None: what the traced operations say, 12 with torch's loss in
+    fp32 (log-probabilities, their gradient, the logits' gradient)."""
+    narrow_inputs: bool = False
+    """Products in 8 bits or less keep their inputs as they read them, not in the compute precision
+    (TransformerEngine)."""
+    native_groups: bool = False
+    """Attention reads the keys and values of grouped queries without copies of them (TransformerEngine,
+    FlashAttention)."""
+    regather: bool = False
+    """With sequence parallelism, the gathered input of a column-parallel product is gathered once more in the backward
+    pass instead of kept (Korthikanti et al. 2022, section 4.2.2); torch's DTensor linears keep it."""
+
+
+TORCH = Recipe()
+
 OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 0, "sgd-momentum": 1}
 """Optimizer states per parameter."""
 

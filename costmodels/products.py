@@ -57,6 +57,7 @@ def gemm_s(
     k: int,
     moved_bytes: float | None = None,
     grouped: bool = False,
+    sustained: bool = False,
 ) -> float:
     """Seconds of ``batch`` products ``[m, k] @ [k, n] -> [m, n]``, launch included.
 
@@ -66,7 +67,8 @@ def gemm_s(
     ``batch * (operand bytes * (m k + k n) + output bytes * m n)``. Casting operands to 8 bits is not included
     (`quantise_s`). ``grouped``: the matrices differ in their rows (experts), which one kernel reaches less of the peak
     with; the profile's figure for it is of half precision and changes with the dtype as that of the dense product does.
-    0 when a side is 0. Raises `UnknownNameError` for a dtype that the device's profile lacks.
+    ``sustained``: the product is one of a long row without a pause, as in training, so the power limit holds from its
+    start. 0 when a side is 0. Raises `UnknownNameError` for a dtype that the device's profile lacks.
     """
     element_bytes = operand_bytes(dtype)
     efficiency = device.efficiency
@@ -90,7 +92,7 @@ def gemm_s(
     if moved_bytes is None:
         moved_bytes = batch * (element_bytes * (m * k + k * n) + max(element_bytes, OUTPUT_BYTES) * m * n)
     busy_s = max(best_s, moved_bytes / bandwidth)
-    throttled_s = max(0.0, busy_s - BURST_S) * (1 / efficiency.gemm_sustained - 1)
+    throttled_s = (busy_s if sustained else max(0.0, busy_s - BURST_S)) * (1 / efficiency.gemm_sustained - 1)
     return device.launch_overhead_s + FILL_S + busy_s + throttled_s
 
 

@@ -36,6 +36,8 @@ class Efficiency:
     attention_forward: float
     """Of the peak: fused causal attention on long sequences, over the FLOP it executes."""
     attention_backward: float
+    attention_flash2: float
+    """Of those two: FlashAttention-2, where they are of a later kernel."""
     pointwise: float
     """Of the memory bandwidth: kernels that stream."""
     norm: float

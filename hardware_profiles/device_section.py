@@ -39,7 +39,7 @@ class EfficiencySection(Strict):
     """``[device.efficiency]``: part of the hardware's rate that each class of operation reaches when large.
 
     ``gemm_fp32`` (also float64 and TF32), ``gemm_fp8`` and ``gemm_fp4`` are taken as ``gemm`` where they are not
-    stated, ``gemm_sustained`` as 1.
+    stated, ``gemm_sustained`` and ``attention_flash2`` as 1.
     """
 
     gemm: Fraction
@@ -50,6 +50,7 @@ class EfficiencySection(Strict):
     grouped_gemm: Fraction
     attention_forward: Fraction
     attention_backward: Fraction
+    attention_flash2: Fraction | None = None
     pointwise: Fraction
     norm: Fraction
     optimizer: Fraction
@@ -57,7 +58,7 @@ class EfficiencySection(Strict):
     def build(self) -> Efficiency:
         stated = {name: figure.value for name in type(self).model_fields if (figure := getattr(self, name)) is not None}
         unstated = dict.fromkeys(("gemm_fp32", "gemm_fp8", "gemm_fp4"), self.gemm.value)
-        return Efficiency(**{**unstated, "gemm_sustained": 1.0, **stated})
+        return Efficiency(**{**unstated, "gemm_sustained": 1.0, "attention_flash2": 1.0, **stated})
 
 
 class HostSection(Strict):

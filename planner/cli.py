@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from planner import cli_hardware, cli_validate
+from planner import cli_calibrate, cli_hardware, cli_validate
 from planner.cli_streams import emit, progress, say
 from planner.errors import MeshwrightError, ModelSourceError
 
@@ -29,6 +29,7 @@ schema_app = typer.Typer(help="JSON Schemas of the files that Meshwright writes.
 app.add_typer(cli_hardware.app, name="hardware")
 app.add_typer(schema_app, name="schema")
 app.command()(cli_validate.validate)
+app.command()(cli_calibrate.calibrate)
 
 _JOB = "Job"
 _PINS = "Limits and pins of the search"

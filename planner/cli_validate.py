@@ -49,12 +49,14 @@ def validate(
     rows = command.select(cases or (), hardware or (), core=core)
     with progress() as doing:
         outcomes = command.price_cases(rows, calibrated=not datasheet, progress=doing)
-    summary = summarise(outcomes)
+        summary = summarise(outcomes, () if datasheet else command.left_out(outcomes, doing))
+        calibration = ""
+        if docs is not None and summary.in_sample:
+            calibration = command.calibration_section(outcomes, summary, doing)
     if docs is not None:
         today = date or datetime.date.today().isoformat()
-        path = command.write_page(
-            docs, outcomes, summary, date=today, command=shlex.join(["meshwright", *sys.argv[1:]])
-        )
+        typed = shlex.join(["meshwright", *sys.argv[1:]])
+        path = command.write_page(docs, outcomes, summary, date=today, command=typed, calibration=calibration)
         say(f"saved {path}")
     if as_json:
         emit(command.to_json(outcomes, summary))

@@ -42,11 +42,18 @@ def to_json(plan: Plan) -> str:
     return text
 
 
+_SEARCHED = (
+    "pp", "dp_replicate", "dp_shard", "tp", "sequence_parallel", "zero_stage", "microbatch_size", "num_microbatches",
+    "recompute",
+)  # fmt: skip
+"""Fields of a candidate that the search chooses; the others are the same in all of its plans."""
+
+
 def result_to_json(result: PlanResult) -> str:
     """The plan file's object with two more keys: ``alternatives`` (compact, best first) and wall ``seconds``."""
     alternatives = [
         {
-            **vars(alternative.candidate),
+            **{name: getattr(alternative.candidate, name) for name in _SEARCHED},
             "step_s": alternative.predicted.step_s,
             "tokens_per_s": alternative.predicted.tokens_per_s,
             "mfu": alternative.predicted.mfu,

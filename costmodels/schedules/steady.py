@@ -34,6 +34,8 @@ class Step(NamedTuple):
     step_s: float
     peak_bytes: tuple[int, ...]
     """Per rank."""
+    ends_s: tuple[float, ...]
+    """Per rank, when its last action ends."""
 
 
 class _Repeat(NamedTuple):
@@ -61,9 +63,13 @@ def price_step(name: str, num_ranks: int, num_microbatches: int, cost: Cost, num
         shifts = ends[repeat.later] - ends[repeat.earlier]
         if float(np.ptp(shifts)) <= TOLERANCE * float(shifts.max()):
             more_s = (num_microbatches - fewer) // every * float(shifts.mean())
-            return Step(timeline.step_s + more_s, _peaks(timeline))
+            return Step(timeline.step_s + more_s, _peaks(timeline), tuple(end + more_s for end in _last_ends(timeline)))
     timeline = simulate(make(name, num_ranks, num_microbatches, num_chunks), cost)
-    return Step(timeline.step_s, _peaks(timeline))
+    return Step(timeline.step_s, _peaks(timeline), _last_ends(timeline))
+
+
+def _last_ends(timeline: Timeline) -> tuple[float, ...]:
+    return tuple(timeline.ends_s[nodes[-1]] for nodes in timeline.schedule.graph.nodes)
 
 
 def _peaks(timeline: Timeline) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ With ``K`` bytes of keys and values on one device (of its own tokens) and ``a`` 
 - ``ring``: keys and values travel round in ``cp - 1`` steps of ``K`` bytes, each behind ``a / cp`` of attention;
   backward their gradients travel along, ``2 K`` (Liu et al. 2023, arXiv 2310.01889; zig-zag order balances causal
   masks).
-- ``ulysses``: all-to-alls exchange the split of the sequence for one of heads: queries, keys, values and the result, and
-  the same backward (Jacobs et al. 2023, arXiv 2309.14509, section 3.2).
+- ``ulysses``: all-to-alls exchange the split of the sequence for one of heads: queries, keys, values and the result,
+  and the same backward (Jacobs et al. 2023, arXiv 2309.14509, section 3.2).
 """
 
 from __future__ import annotations

@@ -4,14 +4,23 @@ Over ``ep`` devices each holds ``E / ep`` experts. Tokens leave for their expert
 forward and twice backward; with balanced routing a device then has as many rows as before, but of ``ep`` times as many
 tokens per expert (Lepikhin et al. 2020, GShard, section 3.2). Experts are not sharded over ``tp`` then (Megatron-Core's
 ``expert-tensor-parallel-size 1``): each ``tp`` rank dispatches its own part of the tokens.
+
+**Bytes.** Of ``t`` bytes of tokens on a device, each visiting ``k`` of ``E`` experts, an all-to-all sends ``k t``: a
+token goes once per expert. Libraries for experts (DeepEP, and HybridEP for NVLink domains of any size) send it once to
+every device that holds one of its experts, and over a network once to every node, where it is passed on; a result comes
+back the same way, summed underway. ``h`` experts are among a token's with probability ``p(h) = 1 - C(E - h, k) / C(E,
+k)`` where all are chosen equally often. Source: DeepEP's README, normal kernels with NVLink and RDMA forwarding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import comb
 
+from costmodels import communication
+from hardware_profiles.cluster import Group
 from planner import ops
-from planner.graph import Block
+from planner.graph import Block, Phase
 from planner.ops import Gemm
 
 
@@ -27,7 +36,14 @@ class Experts:
     """Value that the all-to-all sends: one row per token and expert."""
     combined: int
     """Value that it brings back."""
+    module: str
+    """Relative FQN of the module that multiplies."""
     num_experts: int
+    top_k: int
+
+    def reached(self, held: int) -> float:
+        """Part of the tokens that visit one of ``held`` experts at least (``p`` of the module docstring)."""
+        return 1 - comb(self.num_experts - held, self.top_k) / comb(self.num_experts, self.top_k)
 
 
 def find_experts(block: Block) -> Experts | None:
@@ -49,8 +65,55 @@ def find_experts(block: Block) -> Experts | None:
         region=region,
         dispatched=grouped[0].inputs[0],
         combined=grouped[-1].outputs[0],
+        module=grouped[0].fqn,
         num_experts=int(block.values[grouped[0].inputs[1]].dims[0].const),
+        top_k=_top_k(block),
     )
+
+
+def _top_k(block: Block) -> int:
+    """Experts of a token: the last choice of a router, which may choose groups first; 1 where there is none."""
+    chosen = [op.outputs[0] for op in block.ops if op.name == "topk" and op.phase == "forward"]
+    return int(block.values[chosen[-1]].dims[-1].const) if chosen else 1
+
+
+def crossing_bytes(experts: Experts, ranks: Group, token_bytes: float, *, once: bool) -> tuple[list[float], float]:
+    """Bytes that a device moves over each level of ``ranks`` in one dispatch or combine, and those that it keeps.
+
+    ``(f_i - 1) k_i / n * k t`` at level ``i``, or ``once``: ``(f_i - 1) p(E k_i / n) t`` for each of ``n / k_(i+1)``
+    devices, as tokens from outside are passed on; ``f_i`` is the level's fan, ``k_i`` the number of devices in its
+    units and ``k_(i+1)`` in the unit around them (module docstring).
+
+    Args:
+        token_bytes: ``t``, bytes of the tokens on one device, each counted once.
+    """
+    n, inner, crossing = ranks.size, 1, []
+    for level in ranks.levels:
+        outer = inner * level.fan
+        if once:
+            reached = experts.reached(max(1, experts.num_experts * inner // n))
+            crossing.append((level.fan - 1) * reached * n / outer * token_bytes)
+        else:
+            crossing.append((level.fan - 1) * inner / n * experts.top_k * token_bytes)
+        inner = outer
+    own = experts.reached(max(1, experts.num_experts // n)) if once else experts.top_k / n
+    return crossing, own * token_bytes
+
+
+def dispatch_s(experts: Experts, ranks: Group, token_bytes: float, *, once: bool) -> float:
+    """Seconds of one dispatch, or of one combine, over ``ranks``."""
+    return communication.exchange_s(ranks, *crossing_bytes(experts, ranks, token_bytes, once=once))
+
+
+def one_by_one(product: Gemm, halves: int, phase: Phase, *, contracts_tokens: bool) -> Gemm:
+    """One expert's part of a grouped product, and of its twin's where ``halves`` is 2: the halves of a gated network
+    are one weight, twice as wide. Forward that is the result's columns, in the gradient of weights its rows, in that
+    of tokens the depth."""
+    if phase == "forward":
+        return replace(product, groups=1, n=product.n * halves)
+    if contracts_tokens:
+        return replace(product, groups=1, m=product.m * halves)
+    return replace(product, groups=1, k=product.k * halves)
 
 
 def exchanged(product: Gemm, ep: int, *, contracts_tokens: bool) -> Gemm:

@@ -13,9 +13,14 @@ from planner import ops
 from planner.execution import EAGER, Execution
 from planner.graph import Block, Op, Phase
 from planner.ops import Attention
-from planner.solvers.experts import Experts, exchanged
+from planner.solvers.experts import Experts, exchanged, one_by_one
 from planner.solvers.fusion import Kernel, fused_kernels, is_heavy
 from planner.solvers.local_shapes import LocalShapes, Shape
+
+PERMUTATIONS = {"index_select", "index_add"}
+PERMUTE_FRACTION = 0.5
+"""Of the memory bandwidth, what a kernel reaches that puts whole rows into another order: 0.50 forward and 0.51
+backward in Megatron-Core's fused permutation on B200 (SimuMax, configs/system/b200_bf16_ceperm.json)."""
 
 
 class Launch(NamedTuple):
@@ -57,11 +62,22 @@ def launches(
         if op.phase == phase and not ops.is_free(op, block) and (is_heavy(op) or not execution.fused_pointwise):
             dtype = execution.linear_dtype if low_precision and op.name in ops.MATMUL else None
             yield _launch(i, op, block, at(i), device, dtype=dtype, cp=cp, ep=ep, execution=execution)
-            if dtype is not None:
-                yield _cast(i, op, block, at(i), device)
+            if dtype is not None and not (execution.fused_experts and op.name in ops.GROUPED):
+                yield _cast(i, op, block, at(i), device, fused=execution.fused_pointwise)
     if execution.fused_pointwise:
         for kernel in fused_kernels(block, phase):
-            yield _fused(kernel, block, at(kernel.ops[0]), device)
+            if execution.fused_experts and experts and experts.module in {block.ops[i].fqn for i in kernel.ops}:
+                continue
+            launch = _fused(kernel, block, at(kernel.ops[0]), device)
+            permutes = experts is not None and any(
+                i in experts.region and block.ops[i].name in PERMUTATIONS for i in kernel.ops
+            )
+            yield launch._replace(seconds=launch.seconds * permuting(device)) if permutes else launch
+
+
+def permuting(device: Device) -> float:
+    """How many times longer a permutation takes than streaming as many bytes."""
+    return max(1.0, device.efficiency.pointwise / PERMUTE_FRACTION)
 
 
 def _launch(
@@ -80,14 +96,38 @@ def _launch(
     # A convolution reads its input once, not as the matrix of patches that it multiplies.
     share = moved / len(products) if op.name in ops.CONVOLUTION else None
     grouped = op.name in ops.GROUPED
+    contracts_tokens = all(len(shapes[v]) == 2 for v in op.inputs[:2])
     if grouped and ep > 1:
-        contracts_tokens = all(len(shapes[v]) == 2 for v in op.inputs[:2])
         products = tuple(exchanged(product, ep, contracts_tokens=contracts_tokens) for product in products)
+    if grouped and execution.expert_products == "each":
+        one = one_by_one(products[0], halves := _twins(op, block, shapes), op.phase, contracts_tokens=contracts_tokens)
+        each_s = compute.gemm_s(device, dtype or own, m=one.m, n=one.n, k=one.k, sustained=True)
+        return Launch("gemm", products[0].groups / halves * max(each_s, execution.expert_call_s), i)
     seconds = sum(
-        compute.gemm_s(device, dtype or own, batch=g.groups, m=g.m, n=g.n, k=g.k, moved_bytes=share, grouped=grouped)
+        compute.gemm_s(
+            device,
+            dtype or own,
+            batch=g.groups,
+            m=g.m,
+            n=g.n,
+            k=g.k,
+            moved_bytes=share,
+            grouped=grouped,
+            sustained=True,
+        )
         for g in products
     )
     return Launch("gemm", seconds, i)
+
+
+def _twins(op: Op, block: Block, shapes: Sequence[Shape]) -> int:
+    """Grouped products of a pass with operands of the same shapes, itself included: the halves of a gated network."""
+    own = [shapes[v] for v in op.inputs[:2]]
+    return sum(
+        [shapes[v] for v in other.inputs[:2]] == own
+        for other in block.ops
+        if other.name in ops.GROUPED and other.phase == op.phase
+    )
 
 
 def attention_s(fused: Attention, dtype: str, device: Device, *, cp: int, execution: Execution) -> float:
@@ -111,12 +151,26 @@ def attention_s(fused: Attention, dtype: str, device: Device, *, cp: int, execut
     return whole_s / cp
 
 
-def _cast(i: int, op: Op, block: Block, shapes: Sequence[Shape], device: Device) -> Launch:
-    """Casting the operands of a product to a narrower dtype: read two bytes, write one and its transpose. Forward both
-    operands; backward the gradient, once for the two products that read it."""
-    operands = op.inputs[-2:] if op.phase == "forward" else op.inputs[:1]
-    elements = sum(prod(shapes[v]) for v in operands) / (1 if op.phase == "forward" else 2)
+def _cast(i: int, op: Op, block: Block, shapes: Sequence[Shape], device: Device, *, fused: bool) -> Launch:
+    """Casting the operands of a product to a narrower dtype: read two bytes, write one and its transpose.
+
+    Forward the activations, backward the gradient, once for the two products that read it; weights are cast once per
+    step, not per microbatch. Where memory-bound runs are fused, the kernel that makes an operand writes it narrow and
+    transposed in place of wide, so that only what another product made is cast by itself (TransformerEngine's fused
+    cast of norms and activations).
+    """
+    operand = op.inputs[-2] if op.phase == "forward" else op.inputs[0]
+    if fused and not _made_by_product(operand, op, block):
+        return Launch("memory_bound", 0.0, i)
+    elements = prod(shapes[operand]) / (1 if op.phase == "forward" else 2)
     return Launch("memory_bound", compute.memory_bound_s(device, 4 * elements), i)
+
+
+def _made_by_product(value: int, reader: Op, block: Block) -> bool:
+    storage = block.values[value].storage
+    makers = (op for op in block.ops if any(block.values[v].storage == storage for v in op.outputs))
+    first = next((op for op in makers if not ops.is_free(op, block)), reader)
+    return first is not reader and is_heavy(first)
 
 
 def _fused(kernel: Kernel, block: Block, shapes: Sequence[Shape], device: Device) -> Launch:

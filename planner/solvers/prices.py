@@ -18,11 +18,11 @@ from planner.graph import Block, Phase
 from planner.layouts.data_parallel import padded_numel
 from planner.layouts.tensor_parallel import TensorParallel
 from planner.solvers.context import ContextKind, context_s
-from planner.solvers.experts import Experts, find_experts
+from planner.solvers.experts import Experts, dispatch_s, find_experts
 from planner.solvers.kernels import Launch, launches
 from planner.solvers.liveness import transient_peak_bytes
 from planner.solvers.local_shapes import LocalShapes, Shape, local_shapes
-from planner.solvers.saved import POLICIES, saved_bytes
+from planner.solvers.saved import POLICIES, activations, routed, saved_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class PassSeconds:
     memory_bound: float = 0.0
     host: float = 0.0
     """Waiting for the host, where kernels are shorter than their launch."""
+    held: float = 0.0
+    """Part of ``host`` that no kernel hides, however long: the host itself waited."""
     collectives: float = 0.0
     """Over ``tp``, as far as nothing hides them."""
     hidden_collectives: float = 0.0
@@ -154,6 +156,7 @@ def price_block(
     )
 
 
+PASSES: tuple[Phase, ...] = ("forward", "backward")
 NOT_AGAIN = dict.fromkeys(POLICIES, PassSeconds())
 
 
@@ -196,18 +199,21 @@ class _OnDevice:
         kinds = {"gemm": 0.0, "attention": 0.0, "memory_bound": 0.0}
         for launch in self._launches(phase):
             kinds[launch.kind] += launch.seconds
-        for kind, factor in self.execution.time_factor:
-            kinds[kind] *= factor
+        for kind in kinds:
+            kinds[kind] *= self.execution.factor(kind)
         # The backward pass is launched by autograd's own thread, without Python.
         call_s = self.execution.host_call_s * (1.0 if phase == "forward" else 0.5)
-        host_s = call_s * sum(op.phase == phase for op in self.block.ops)
+        host_s = self.execution.factor("host") * call_s * sum(op.phase == phase for op in self.block.ops)
+        held_s = self.execution.factor("host") * call_s * self._held_calls(phase)
         collectives = self.collectives(phase)
         hidden = 0.0
-        if self.execution.overlap_tp and self.tp > 1:
-            hidden = min(collectives * (self.tp - 1) / self.tp, kinds["gemm"])
+        if self.execution.overlap_tp:
+            share = min(self.execution.overlap_tp, (self.tp - 1) / self.tp)
+            hidden = min(share * collectives, kinds["gemm"])
         return PassSeconds(
             **kinds,
-            host=max(0.0, host_s - sum(kinds.values())),
+            host=held_s + max(0.0, host_s - held_s - sum(kinds.values())),
+            held=held_s,
             collectives=collectives - hidden,
             hidden_collectives=hidden,
             context=self._context(phase, kinds["attention"]),
@@ -229,8 +235,7 @@ class _OnDevice:
                 weight.add(i)
             else:
                 useful.update(block.values[v].storage for v in op.inputs)
-        factor = dict(self.execution.time_factor).get("gemm", 1.0)
-        return factor * sum(
+        return self.execution.factor("gemm") * sum(
             launch.seconds for launch in self._launches("backward") if launch.kind == "gemm" and launch.op in weight
         )
 
@@ -250,10 +255,10 @@ class _OnDevice:
         if layout.loss_rows is not None and forward:
             rows = prod(self.shapes.inside[layout.loss_rows])
             seconds += 3 * communication.all_reduce_s(ranks, rows * DTYPE_BYTES["float32"])
-        return seconds
+        return self.execution.factor("tp") * seconds
 
     def _unrouted(self, values: tuple[int, ...]) -> tuple[int, ...]:
-        """Those that no expert region makes or is alone to read: routed tokens stay where their rank dispatched them."""
+        """Those that no expert region makes or is alone to read: routed tokens stay where they were dispatched."""
         if self.experts is None or self.ep == 1:
             return values
         block, region = self.block, self.experts.region
@@ -284,7 +289,7 @@ class _OnDevice:
                 self.context, ranks, kv_bytes=self._source_bytes(k) + self._source_bytes(v),
                 q_bytes=self._whole_bytes(q), attention_s=attention_s / len(attentions), backward=phase == "backward",
             )  # fmt: skip
-        return seconds
+        return self.execution.factor("cp") * seconds
 
     def _source_bytes(self, value: int) -> int:
         """Bytes of keys or values before their heads were copied for grouped queries."""
@@ -295,15 +300,28 @@ class _OnDevice:
             smallest = min(smallest, self._whole_bytes(value))
         return smallest
 
+    def _held_calls(self, phase: Phase) -> int:
+        """Calls that no computation hides: those between routing and combining where the host waits for the number of
+        rows that every expert has, and so cannot be ahead of the device."""
+        if self.experts is None or not self.execution.waits_for_routing:
+            return 0
+        return sum(self.block.ops[i].phase == phase for i in self.experts.region)
+
     def _dispatch(self) -> float:
-        """Dispatch and combine over ``ep`` of one pass."""
-        if self.experts is None or self.ep == 1 or self.execution.overlap_experts:
+        """Dispatch and combine over ``ep`` of one pass, as far as another microbatch's computation, which they slow
+        down, does not hide them: beside a forward pass runs a backward pass, so that half of both counts."""
+        if self.experts is None or self.ep == 1:
             return 0.0
-        ranks = group(self.cluster, size=self.ep, stride=1)
-        return sum(
-            communication.all_to_all_s(ranks, self.value_bytes[v])
+        ranks, once = group(self.cluster, size=self.ep, stride=1), self.execution.dispatch_once
+        seconds = sum(
+            dispatch_s(self.experts, ranks, self.value_bytes[v] / self.experts.top_k, once=once)
             for v in (self.experts.dispatched, self.experts.combined)
         )
+        if self.execution.overlap_experts:
+            launched = (launch for phase in PASSES for launch in self._launches(phase))
+            busy_s = sum(self.execution.factor(launch.kind) * launch.seconds for launch in launched) / 2
+            seconds -= min(seconds, busy_s) / self.cluster.library.compute_slowdown
+        return self.execution.factor("ep") * seconds
 
     # --- what is kept, and done again ------------------------------------------------------------------------------
 
@@ -311,7 +329,8 @@ class _OnDevice:
         """Forward work done again per policy. ``full`` stops where the last saved tensor is rebuilt, as
         ``torch.utils.checkpoint`` does, unless the execution runs whole blocks; ``selective`` and ``half`` keep the
         results of (half the) products, attention and exits, so that pointwise work and gathers are left; ``attention``
-        is attention once more."""
+        is attention once more, ``activations`` norms and the experts' activation, ``experts`` what lies between routing
+        and combining."""
         block, layout = self.block, self.layout
         needed = block.ops
         if self.execution.early_stop:
@@ -324,7 +343,11 @@ class _OnDevice:
             needed = block.ops[: max(rebuilt, default=-1) + 1]
         made = {v for op in needed for v in op.outputs}
         exits = tuple(v for v in layout.exits if v in made)
-        rebuild = replace(self, block=replace(block, ops=needed), layout=replace(layout, exits=exits, loss_rows=None))
+        sharded = frozenset(i for i in layout.sharded_ops if i < len(needed))
+        kept = replace(layout, exits=exits, loss_rows=None, sharded_ops=sharded)
+        region = frozenset(i for i in self.experts.region if i < len(needed)) if self.experts else frozenset[int]()
+        routing = replace(self.experts, region=region) if self.experts else None
+        rebuild = replace(self, block=replace(block, ops=needed), layout=kept, experts=routing)
         gather = replace(rebuild, layout=replace(rebuild.layout, exits=()))
         full = rebuild.seconds("forward")
         gathers = gather.collectives("forward")
@@ -333,5 +356,29 @@ class _OnDevice:
             "selective": PassSeconds(memory_bound=full.memory_bound, collectives=gathers),
             "half": PassSeconds(gemm=full.gemm / 2, memory_bound=full.memory_bound, collectives=gathers),
             "attention": PassSeconds(attention=full.attention, context=full.context),
+            "activations": PassSeconds(memory_bound=self._memory_bound_s(activations(block))),
+            "experts": self._routed_again(rebuild, full),
             "full": full,
         }
+
+    def _memory_bound_s(self, chosen: Collection[int]) -> float:
+        """Forward kernels that begin with one of these operations and only move memory."""
+        kernels = (launch for launch in self._launches("forward") if launch.kind == "memory_bound")
+        return self.execution.factor("memory_bound") * sum(k.seconds for k in kernels if k.op in chosen)
+
+    def _routed_again(self, rebuild: _OnDevice, full: PassSeconds) -> PassSeconds:
+        """The difference between the whole forward pass, ``full``, and what of ``rebuild`` comes before routing."""
+        if self.experts is None:
+            return PassSeconds()
+        before = replace(
+            rebuild,
+            block=replace(self.block, ops=self.block.ops[: min(routed(self.block))]),
+            layout=replace(rebuild.layout, entries=(), exits=()),
+            experts=None,
+        ).seconds("forward")
+        return PassSeconds(
+            gemm=full.gemm - before.gemm,
+            memory_bound=full.memory_bound - before.memory_bound,
+            host=max(0.0, full.host - before.host),
+            experts=full.experts,
+        )

@@ -116,6 +116,18 @@ class StageCosts:
         return self.per_segment([p.backward.total for p in self.prices]) + self.recomputed * again + self.accumulate_s
 
     @cached_property
+    def offload_s(self) -> tuple[Array, Array]:
+        """Copies of what is kept to the host (beside the forward) and back (beside the backward) that computation does
+        not hide."""
+        if not self.setting.execution.offload_activations:
+            return (np.zeros(len(self.setting.block_of)),) * 2
+        host = self.setting.cluster.device.host
+        assert host is not None, "execution_of offloads only where the profile has a host"
+        kept = self.per_segment([p.saved_bytes[self.candidate.recompute] for p in self.prices])
+        copy_s = kept / host.link_bytes_per_s
+        return np.maximum(0.0, copy_s - self.forward_s), np.maximum(0.0, copy_s - self.backward_s)
+
+    @cached_property
     def weight_s(self) -> Array:
         """Part of ``backward_s`` that yields weight gradients, accumulation included."""
         return self.per_segment([p.weight_s for p in self.prices]) + self.accumulate_s
@@ -124,7 +136,8 @@ class StageCosts:
     def accumulate_s(self) -> Array:
         """Adding a microbatch's gradients to those kept apart."""
         bandwidth = self.setting.cluster.device.memory_bytes_per_s * self.setting.cluster.device.efficiency.pointwise
-        return self.reduced_numel * self.setting.execution.accumulate_bytes / bandwidth
+        execution = self.setting.execution
+        return execution.factor("memory_bound") * self.reduced_numel * execution.accumulate_bytes / bandwidth
 
     @property
     def shards(self) -> int:
@@ -156,6 +169,11 @@ class StageCosts:
         c = self.candidate
         return max(1, c.state_shard * c.tp // c.ep)
 
+    @property
+    def _dp_factor(self) -> float:
+        """Calibration of what data-parallel devices tell each other."""
+        return self.setting.execution.factor("dp")
+
     def _over_state(self, price: Callable[[Group, float], float], size: float, block_numel: Sequence[int]) -> Array:
         """A collective over the devices that share state, of each block's parameters: experts over those that hold the
         same ones."""
@@ -163,7 +181,7 @@ class StageCosts:
         ranks = group(cluster, size=c.state_shard, stride=c.tp)
         own = group(cluster, size=self._expert_shards, stride=c.ep) if c.ep > 1 else ranks
         experts = [p.expert_numel() for p in self.prices]
-        return self.per_segment(
+        return self._dp_factor * self.per_segment(
             [
                 price(ranks, size * (n - e)) + (price(own, size * e) if e else 0.0)
                 for n, e in zip(block_numel, experts, strict=True)
@@ -191,7 +209,8 @@ class StageCosts:
         if not c.zero_stage and c.state_shard > 1:
             return self._over_state(communication.all_reduce_s, size, numel)
         ranks = group(self.setting.cluster, size=c.dp_replicate, stride=c.tp * c.state_shard)
-        return self.per_segment([communication.all_reduce_s(ranks, size / c.state_shard * n) for n in numel])
+        reduced = self.per_segment([communication.all_reduce_s(ranks, size / c.state_shard * n) for n in numel])
+        return self._dp_factor * reduced
 
     @cached_property
     def data_parallel(self) -> tuple[dict[str, Exposed], dict[str, Exposed]]:
@@ -263,7 +282,7 @@ class StageCosts:
         )
         launch = self.setting.cluster.device.launch_overhead_s
         per_element = compute.memory_bound_s(self.setting.cluster.device, moved, "optimizer") - launch
-        return self.owned_numel * per_element
+        return self.setting.execution.factor("optimizer") * self.owned_numel * per_element
 
     @cached_property
     def replicated_s(self) -> Array:
@@ -271,7 +290,8 @@ class StageCosts:
         its own tokens; they are summed."""
         ranks = group(self.setting.cluster, size=self.candidate.tp, stride=1)
         size = self.setting.precision.grad_bytes
-        return self.per_segment([communication.all_reduce_s(ranks, size * p.replicated_numel) for p in self.prices])
+        reduced = self.per_segment([communication.all_reduce_s(ranks, size * p.replicated_numel) for p in self.prices])
+        return self._dp_factor * reduced
 
     def tied(self) -> Iterator[tuple[int, int, int, bool]]:
         """(segment, next segment, elements on one device, whether trained) of `Setting.tied`."""
@@ -289,7 +309,7 @@ class StageCosts:
             return 0.0
         link = boundary(self.setting.cluster, stride=c.num_devices // c.pp)
         num_bytes = sum(numel for *_, numel, trained in self.tied() if trained) * self.setting.precision.grad_bytes
-        return communication.send_recv_s(link, num_bytes)
+        return self._dp_factor * communication.send_recv_s(link, num_bytes)
 
     @cached_property
     def microbatch_s(self) -> Matrix:
@@ -352,6 +372,7 @@ class StageCosts:
                 "compute.recompute": plain(sum(share * p.compute for share, p in again)),
                 "compute.accumulate": plain(float(self.accumulate_s[a:b].sum())),
                 "compute.host": plain(sum(p.host for p in passes)),
+                "host.offload": plain(sum(float(exposed_s[a:b].sum()) for exposed_s in self.offload_s)),
                 "tp.collectives": Seconds(collectives, 0.0, collectives + hidden),
                 "cp.attention": Seconds(context, 0.0, context),
                 "ep.all_to_all": Seconds(experts, 0.0, experts),

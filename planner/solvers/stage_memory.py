@@ -10,8 +10,14 @@ from functools import cached_property
 
 import numpy as np
 
+from costmodels.memory import Recipe
 from costmodels.overlap import Array
+from planner.solvers.saved import num_logits
 from planner.solvers.stage_costs import StageCosts
+
+TRACED_SAVED, TRACED_BESIDE = 4, 8
+"""Bytes per logit of torch's loss in fp32 as traced: its log-probabilities are saved, their gradient and the logits'
+come beside them."""
 
 
 @dataclass(frozen=True)
@@ -20,30 +26,61 @@ class StageBytes:
 
     costs: StageCosts
 
+    @property
+    def _recipe(self) -> Recipe:
+        return self.costs.setting.execution.recipe
+
+    @property
+    def _grad_bytes(self) -> int:
+        accumulated = self._recipe.accumulated_bytes
+        return self.costs.setting.precision.grad_bytes if accumulated is None else accumulated
+
     @cached_property
     def kept_bytes(self) -> Array:
         """Per segment: activations from a microbatch's forward to its backward."""
         none = self.costs.per_segment([p.saved_bytes["none"] for p in self.costs.prices])
         policy = self.costs.per_segment([p.saved_bytes[self.costs.candidate.recompute] for p in self.costs.prices])
-        return none + self.costs.recomputed * (policy - none)
+        kept = none + self.costs.recomputed * (policy - none)
+        return kept - TRACED_SAVED * self._other_logits - self._offloaded_bytes
+
+    @cached_property
+    def _offloaded_bytes(self) -> Array:
+        """Per segment: of what it keeps, what waits in host memory."""
+        setting, policy = self.costs.setting, self.costs.candidate.recompute
+        repeated = [
+            setting.execution.offload_activations and bool(segment.prefix) for segment in setting.graph.segments
+        ]
+        return np.array(repeated) * self.costs.per_segment([p.saved_bytes[policy] for p in self.costs.prices])
+
+    @cached_property
+    def transient_bytes(self) -> Array:
+        """Per segment: temporary tensors of its forward or backward."""
+        other = self._other_logits
+        beside = (self._recipe.logit_bytes or 0) - TRACED_BESIDE
+        return self.costs.per_segment([p.transient_bytes for p in self.costs.prices]) + beside * other
+
+    @cached_property
+    def _other_logits(self) -> Array:
+        """Per segment: logits on one device whose loss is not torch's."""
+        if self._recipe.logit_bytes is None:
+            return np.zeros(len(self.costs.setting.block_of))
+        c, setting = self.costs.candidate, self.costs.setting
+        length = setting.job.seq_len // c.cp
+        return self.costs.per_segment([num_logits(b, c.microbatch_size, length) / c.tp for b in setting.graph.blocks])
 
     @cached_property
     def work_bytes(self) -> Array:
-        """Per segment: what its backward needs beside what is kept: temporary tensors, what is made again, and under
-        ZeRO-2 and 3 whole parameters and gradients (of the next block too, gathered ahead)."""
+        """Per segment: what its backward needs beside what is kept: temporary tensors, what is made again or comes back
+        from the host (the next block's too), and under ZeRO-2 and 3 whole parameters and gradients (gathered ahead)."""
         c, precision = self.costs.candidate, self.costs.setting.precision
         again = self.costs.per_segment([p.rematerialised_bytes[c.recompute] for p in self.costs.prices])
         whole = np.zeros_like(again)
         if c.zero_stage >= 2:
-            whole += precision.grad_bytes * self.costs.trained_numel
+            whole += self._grad_bytes * self.costs.trained_numel
         if c.zero_stage == 3:
             ahead = np.concatenate([[0.0], self.costs.numel[:-1]])
             whole += precision.gathered_bytes * (self.costs.numel + ahead)
-        return (
-            self.costs.per_segment([p.transient_bytes for p in self.costs.prices])
-            + self.costs.recomputed * again
-            + whole
-        )
+        return self.transient_bytes + self.costs.recomputed * again + 2 * self._offloaded_bytes + whole
 
     def working_bytes(self, a: int, b: int) -> tuple[int, int, int]:
         """Of a stage of segments [a, b): bytes kept per microbatch in flight, and beside them while its forward and its
@@ -51,10 +88,14 @@ class StageBytes:
         peak is ``max_i(sum_(j <= i) kept_j + work_i)``."""
         kept, work = self.kept_bytes[a:b], self.work_bytes[a:b]
         total = float(kept.sum())
-        forward = self.costs.per_segment([p.transient_bytes for p in self.costs.prices])[a:b]
         over_time = np.cumsum(kept)
-        peak = {name: float((over_time + extra).max()) - total for name, extra in (("F", forward), ("B", work))}
+        beside = {"F": self.transient_bytes[a:b], "B": work}
+        peak = {name: float((over_time + extra).max()) - total for name, extra in beside.items()}
         return int(total + self.costs.crossing_bytes[b]), max(0, int(peak["F"])), max(0, int(peak["B"]))
+
+    def owned(self, chunks: Sequence[tuple[int, int]]) -> float:
+        """Parameters that a rank which holds these stages updates."""
+        return float(sum(self.costs.owned_numel[a:b].sum() for a, b in chunks))
 
     def state_bytes(self, chunks: Sequence[tuple[int, int]]) -> dict[str, int]:
         """What a rank that holds these stages keeps all the time: the table of `costmodels.memory`, and buffers."""
@@ -62,14 +103,16 @@ class StageBytes:
         inside = [i for a, b in chunks for i in range(a, b)]
         tied = [(n, trained) for first, later, n, trained in self.costs.tied() if {first, later} <= set(inside)]
         numel = float(self.costs.numel[inside].sum()) - sum(n for n, _ in tied)
-        owned = float(self.costs.owned_numel[inside].sum())
+        owned = self.owned(chunks)
         trained = float(self.costs.trained_numel[inside].sum()) - sum(n for n, is_trained in tied if is_trained)
         frozen = (numel - trained) / self.costs.shards
         copies = precision.gathered_bytes if c.zero_stage else precision.copy_bytes
         parts = {
             "parameters": precision.param_bytes * (owned + frozen),
             "compute_copy": 0.0 if c.zero_stage == 3 else copies * numel,
-            "gradients": precision.grad_bytes * (owned if c.zero_stage >= 2 else trained),
+            "gradients": self._grad_bytes * (owned if c.zero_stage >= 2 else trained),
+            "passing_gradients": self._recipe.passing_bytes * trained,
+            "flat_buffers": self._recipe.buffer_bytes,
             "optimizer": precision.state_bytes * self.costs.setting.num_states * owned,
             "buffers": float(sum(self.costs.setting.graph.resident_bytes[i] for i in inside)),
         }

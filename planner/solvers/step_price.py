@@ -18,6 +18,7 @@ from costmodels.schedules.cost import Cost, StageCost
 from costmodels.schedules.steady import price_step as schedule_step
 from costmodels.step import Seconds, StageSeconds
 from planner.plan import StageMemory
+from planner.solvers.classes import class_seconds
 from planner.solvers.stage_costs import StageCosts
 from planner.solvers.stage_memory import StageBytes
 
@@ -28,7 +29,7 @@ class StepPrice:
     memory: tuple[StageMemory, ...]
     """Per pipeline rank, at its peak."""
     classes: Mapping[str, float]
-    """The same seconds by class of operation (`CLASSES`): the bubble in proportion to what fills a microbatch."""
+    """The same seconds by class of operation (`planner.solvers.classes`): the bubble in proportion to what fills a microbatch."""
 
     @property
     def step_s(self) -> float:
@@ -58,50 +59,18 @@ def price_step(costs: StageCosts, cuts: Sequence[int]) -> StepPrice:
     schedule = make(c.schedule, c.pp, c.pp, c.num_chunks)
     held = [sorted(set(schedule.stages_of(rank))) for rank in range(c.pp)]
     once = [sum(seconds[s].step_s for s in chunks) for chunks in held]
-    ends = getattr(step, "ends_s", (step.step_s,) * c.pp)
-    last = max(range(c.pp), key=lambda rank: ends[rank] + once[rank])
+    last = max(range(c.pp), key=lambda rank: step.ends_s[rank] + once[rank])
     terms = _terms([seconds[s] for s in held[last]], c.num_microbatches, costs.setting.cluster.evidence)
     own_s = c.num_microbatches * sum(seconds[s].microbatch_s - _sends(seconds[s]) for s in held[last])
-    bubble_s = max(0.0, ends[last] - own_s)
+    bubble_s = max(0.0, step.ends_s[last] - own_s)
     terms.append(Term(name="pp.bubble", seconds=bubble_s, low_s=bubble_s, high_s=bubble_s, evidence="derived"))
-    host_s = execution.step_overhead_s
+    host_s = execution.factor("step") * execution.step_overhead_s
     terms.append(Term(name="host.step", seconds=host_s, low_s=0.0, high_s=host_s, evidence="derived"))
     return StepPrice(
         Breakdown(tuple(term for term in terms if term.high_s > 0)),
         tuple(_memory(costs, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
-        _classes(costs, [stages[s] for s in held[last]], bubble_s, host_s),
+        class_seconds(costs, [stages[s] for s in held[last]], bubble_s, host_s),
     )
-
-
-CLASSES = (
-    "gemm", "attention", "memory_bound", "host", "tp", "cp", "ep", "dp", "optimizer", "step",
-)  # fmt: skip
-"""What a factor of calibration may apply to."""
-
-
-def _classes(costs: StageCosts, chunks: Sequence[tuple[int, int]], bubble_s: float, host_s: float) -> dict[str, float]:
-    c, policy = costs.candidate, costs.candidate.recompute
-    found = dict.fromkeys(CLASSES, 0.0)
-    per_microbatch, per_step = costs.data_parallel
-    names = {"gemm": "gemm", "attention": "attention", "memory_bound": "memory_bound", "host": "host",
-             "collectives": "tp", "context": "cp", "experts": "ep"}  # fmt: skip
-    for a, b in chunks:
-        for i in range(a, b):
-            price = costs.prices[costs.setting.block_of[i]]
-            for field, name in names.items():
-                again = costs.recomputed[i] * getattr(price.again[policy], field)
-                found[name] += getattr(price.forward, field) + getattr(price.backward, field) + again
-        found["memory_bound"] += float(costs.accumulate_s[a:b].sum())
-        found["dp"] += sum(float(e.expected[a:b].sum() + e.first[a]) for e in per_microbatch.values())
-    busy = sum(found.values())
-    stretch = c.num_microbatches + (bubble_s / busy if busy else 0.0)
-    found = {name: seconds * stretch for name, seconds in found.items()}
-    for a, b in chunks:
-        found["dp"] += sum(float(e.expected[a:b].sum() + e.first[a]) for e in per_step.values())
-        found["dp"] += float(costs.replicated_s[a:b].sum()) + costs.tied_s
-        found["optimizer"] += float(costs.optimizer_s[a:b].sum())
-    found["step"] += host_s
-    return found
 
 
 def _stage_cost(costs: StageCosts, a: int, b: int, named: StageSeconds) -> StageCost:
@@ -110,10 +79,11 @@ def _stage_cost(costs: StageCosts, a: int, b: int, named: StageSeconds) -> Stage
     exposed = {name: float(e.expected[a:b].sum() + e.first[a]) for name, e in per_microbatch.items()}
     gather_s = exposed.pop("dp.parameter_gather", 0.0)
     weight_s = float(costs.weight_s[a:b].sum())
-    backward_s = float(costs.backward_s[a:b].sum()) + sum(exposed.values())
+    copied_out_s, copied_in_s = costs.offload_s
+    backward_s = float((costs.backward_s + copied_in_s)[a:b].sum()) + sum(exposed.values())
     saved, forward, backward = StageBytes(costs).working_bytes(a, b)
     return StageCost(
-        forward_s=float(costs.forward_s[a:b].sum()) + gather_s,
+        forward_s=float((costs.forward_s + copied_out_s)[a:b].sum()) + gather_s,
         input_grad_s=backward_s - weight_s,
         weight_grad_s=weight_s,
         send_forward_s=float(costs.send_s[b]),

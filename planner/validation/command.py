@@ -12,7 +12,7 @@ from planner.errors import UnknownNameError, UsageError
 from planner.validation.cases import Case, load_cases
 from planner.validation.facts import shipped_cases
 from planner.validation.outcomes import Outcome, entries, price_all
-from planner.validation.statistics import Summary
+from planner.validation.statistics import Summary, summarise
 
 
 def select(files: Sequence[Path], hardware: Iterable[str], *, core: bool) -> tuple[Case, ...]:
@@ -35,6 +35,14 @@ def price_cases(cases: Iterable[Case], *, calibrated: bool, progress: Callable[[
     return price_all(cases, lambda case: price(case, calibrated=calibrated), progress)
 
 
+def left_out(outcomes: Sequence[Outcome], progress: Callable[[str], None]) -> tuple[Outcome, ...]:
+    """Calibrated outcomes, shipped rows predicted without their source: see `planner.validation.observations`."""
+    from planner.validation import observations
+    from planner.validation.pricing import price_with
+
+    return observations.left_out(outcomes, price_with, progress)
+
+
 def to_json(outcomes: Iterable[Outcome], summary: Summary) -> str:
     """``{"rows": [...], "summary": {...}}``: rows as `planner.validation.outcomes.entries` has them."""
     content: dict[str, Any] = {
@@ -44,7 +52,18 @@ def to_json(outcomes: Iterable[Outcome], summary: Summary) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def write_page(directory: Path, outcomes: Sequence[Outcome], summary: Summary, *, date: str, command: str) -> Path:
+def calibration_section(outcomes: Iterable[Outcome], summary: Summary, progress: Callable[[str], None]) -> str:
+    """What the page says of calibration; prices the rows once more, with the datasheets' figures alone."""
+    from planner.calibration.shipped import shipped
+    from planner.validation.calibration_page import section
+
+    cases = [outcome.case for outcome in outcomes]
+    return section(shipped(), summarise(price_cases(cases, calibrated=False, progress=progress)), summary)
+
+
+def write_page(
+    directory: Path, outcomes: Sequence[Outcome], summary: Summary, *, date: str, command: str, calibration: str = ""
+) -> Path:
     """Write the page on accuracy and its picture in ``directory``, over those that are there; path of the page.
 
     Raises `UsageError` where the directory cannot be written, `MissingPackageError` without matplotlib.
@@ -52,7 +71,7 @@ def write_page(directory: Path, outcomes: Sequence[Outcome], summary: Summary, *
     from planner.validation import page
 
     picture = page.render_picture(outcomes)
-    text = page.render_page(outcomes, summary, date=date, command=command)
+    text = page.render_page(outcomes, summary, date=date, command=command, calibration=calibration)
     path = directory / page.PAGE
     try:
         directory.mkdir(parents=True, exist_ok=True)

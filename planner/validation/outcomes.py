@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodels.units import GIB, gib
 from planner.validation.cases import CannotPriceError, Case
+from planner.validation.memory import counter_bytes
 from planner.validation.metrics import UNITS, measured_step_s, metric_at
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ class Outcome:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Predicted memory as the row's counter sees it: what is allocated, or all that is taken from the device."""
+        """Predicted memory as the row's counter sees it."""
         if self.priced is None:
             return None
-        return self.priced.allocated_bytes if self.case.memory_kind == "allocated" else self.priced.peak_bytes
+        return counter_bytes(self.case, self.priced.allocated_bytes, self.priced.capacity_bytes)
 
     @property
     def memory_error(self) -> float | None:

@@ -17,6 +17,7 @@ from planner.validation.report import (
     ranking_words,
     seconds,
     signed,
+    step_times,
 )
 from planner.validation.statistics import Accuracy, Ranking, Summary
 
@@ -43,24 +44,22 @@ def render_page(
     outcomes: Sequence[Outcome], summary: Summary, *, date: str, command: str, calibration: str = ""
 ) -> str:
     """The page as Markdown; ``calibration`` is a section of its own, headline included."""
-    headline = {f"headline, {name}": group for name, group in summary.headline.items()}
-    everything = {f"all scored, {name}": group for name, group in summary.all_scored.items()}
     sections = [
         _INTRODUCTION,
         f"Made on {date} with `{command}`: {coverage_words(summary)}.\n",
-        _table(("step time", *_ACCURACY_HEAD), _accuracies(headline | everything)),
+        table(("step time", *_ACCURACY_HEAD), _accuracies(step_times(summary, "headline"))),
         f"![Predicted and measured seconds per step of every scored row]({PICTURE})\n",
         "## Order of layouts\n",
         f"{_SWEEPS} {ranking_words(summary.rankings)}.\n",
-        _table(("sweep", "rows", "rank correlation", "place of the measured best"), _rankings(summary.rankings)),
+        table(("sweep", "rows", "rank correlation", "place of the measured best"), _rankings(summary.rankings)),
         "## Memory\n",
         f"By what the source's counter counts. {feasibility_words(summary.feasibility)}.\n",
-        _table(("counter", *_ACCURACY_HEAD), _accuracies(summary.memory)),
+        table(("counter", *_ACCURACY_HEAD), _accuracies(summary.memory)),
         calibration,
         "## Step time in parts\n",
-        _table(("source", *_ACCURACY_HEAD), _accuracies(summary.by_source)),
-        _table(("hardware", *_ACCURACY_HEAD), _accuracies(summary.by_hardware)),
-        _table(("kind of layout", *_ACCURACY_HEAD), _accuracies(summary.by_kind)),
+        table(("source", *_ACCURACY_HEAD), _accuracies(summary.by_source)),
+        table(("hardware", *_ACCURACY_HEAD), _accuracies(summary.by_hardware)),
+        table(("kind of layout", *_ACCURACY_HEAD), _accuracies(summary.by_kind)),
         "## Every row\n",
         _rows("scored rows", [outcome for outcome in outcomes if outcome.case.scored]),
         _rows("rows that are not scored", [outcome for outcome in outcomes if not outcome.case.scored]),
@@ -105,7 +104,7 @@ def render_picture(outcomes: Iterable[Outcome]) -> str:
     return out.getvalue()
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown, the first column to the left and all others to the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -126,8 +125,8 @@ def _rankings(rankings: Iterable[Ranking]) -> Iterator[Sequence[str]]:
 def _rows(title: str, outcomes: Sequence[Outcome]) -> str:
     """A table that is folded away until a reader wants it."""
     head = ("row", "predicted", "measured", "error", "GiB predicted", "GiB measured", "error", "why not")
-    table = _table(head, map(_cells, outcomes))
-    return f"<details><summary>{len(outcomes):,} {title}</summary>\n\n{table}\n</details>\n"
+    found = table(head, map(_cells, outcomes))
+    return f"<details><summary>{len(outcomes):,} {title}</summary>\n\n{found}\n</details>\n"
 
 
 def _cells(outcome: Outcome) -> Sequence[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from types import MappingProxyType
 
 from hardware_profiles.cluster import Cluster
+from planner.calibration.scopes import constants_of
+from planner.calibration.shipped import product_of, shipped
 from planner.capture.families import family_graph
 from planner.execution import Execution
 from planner.graph import ModelGraph
@@ -15,15 +18,15 @@ from planner.job import Job
 from planner.layouts.model import ModelLayouts, analyse_model
 from planner.models import DenseDecoderConfig
 from planner.plan import Candidate
+from planner.solvers.classes import CLASSES
 from planner.solvers.prices import BlockPrice, price_block
 from planner.solvers.stage_costs import Setting, StageCosts
 from planner.solvers.step_price import StepPrice, price_step
 from planner.validation.cases import CannotPriceError, Case
 from planner.validation.clusters import cluster_of
-from planner.validation.frameworks import execution_of
+from planner.validation.frameworks import execution_of, precision_of
+from planner.validation.memory import default_zero_stage, fills_first_stages, least_driver_bytes
 from planner.validation.models import config_of
-
-PRECISION = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,52 @@ class Priced:
 
     step_s: float
     peak_bytes: int
-    """On the fullest device, as its driver counts."""
+    """Least that the fullest device must have, as its driver counts."""
     allocated_bytes: int
-    """The same as torch's allocator counts what is allocated."""
+    """Tensors of the fullest device at their peak, as torch's allocator counts."""
     capacity_bytes: int
     terms: Mapping[str, float]
     """Seconds by named term; their sum is ``step_s``."""
     classes: Mapping[str, float]
     """The same seconds by class of operation."""
     assumptions: tuple[str, ...]
+    constants: Mapping[str, tuple[str, ...]]
+    """By class, the constants of calibration that belong to the run."""
+    factors: Mapping[str, float]
+    """By class, what the constants make of the seconds: ``classes`` have it in them."""
 
 
 def price(case: Case, *, calibrated: bool = True) -> Priced:
-    """Price the layout of a run. Raises `CannotPriceError` with what is missing."""
+    """Price the layout of a run, with the shipped constants of calibration or without any.
+
+    Raises `CannotPriceError` with what is missing.
+    """
+    return price_with(case, shipped().values if calibrated else {})
+
+
+def price_with(case: Case, values: Mapping[str, float], own: Mapping[str, float] = MappingProxyType({})) -> Priced:
+    """The same with these constants of calibration, and further factors by class for this run alone."""
     setting, candidate, cuts, assumed = layout_of(case)
+    names = constants_of(
+        device=setting.cluster.device.name,
+        execution=setting.execution,
+        low_precision=setting.execution.linear_dtype is not None,
+        experts=case.moe,
+    )
+    shared = dict(product_of(names, values))
+    factors = {kind: shared.get(kind, 1.0) * own.get(kind, 1.0) for kind in CLASSES}
+    setting = replace(setting, execution=replace(setting.execution, time_factor=tuple(factors.items())))
     found = price_step(_costs(setting, candidate), cuts)
     return Priced(
-        step_s=found.step_s,
-        peak_bytes=found.peak_bytes,
+        step_s=float(found.step_s),
+        peak_bytes=least_driver_bytes(case, found.peak_bytes),
         allocated_bytes=found.peak_bytes,
         capacity_bytes=setting.cluster.device.memory_bytes,
-        terms={term.name: term.seconds for term in found.breakdown.terms},
-        classes=found.classes,
+        terms={term.name: float(term.seconds) for term in found.breakdown.terms},
+        classes={kind: float(seconds) for kind, seconds in found.classes.items()},
         assumptions=assumed,
+        constants=names,
+        factors=factors,
     )
 
 
@@ -73,10 +99,7 @@ def layout_of(case: Case) -> tuple[Setting, Candidate, tuple[int, ...], tuple[st
     execution, more = execution_of(case)
     candidate, most = _candidate(case, gpus, batch)
     graph = family_graph(config)
-    precision = PRECISION.get(case.precision or "bf16", "bf16")
-    if case.pure_low_precision:
-        precision = "bf16-reduced"
-    job = Job(global_batch=batch, seq_len=seq_len, precision=precision)
+    job = Job(global_batch=batch, seq_len=seq_len, precision=precision_of(case))
     setting = Setting(graph, machine.cluster, job, execution)
     return setting, candidate, cuts_of(graph, case, candidate), (*assumed, *machine.assumptions, *more, *most)
 
@@ -106,7 +129,7 @@ def _candidate(case: Case, gpus: int, batch: int) -> tuple[Candidate, tuple[str,
         raise CannotPriceError(f"microbatches of {size} do not divide the {per_rank} samples of a rank")
     zero_stage = case.zero_stage
     if zero_stage is None:
-        zero_stage = 3 if case.sharding in ("fsdp", "hsdp") else 0
+        zero_stage = default_zero_stage(case)
     shard = dp if zero_stage else 1
     if zero_stage and case.shard_size and dp % case.shard_size == 0:
         shard = case.shard_size
@@ -146,6 +169,10 @@ def _recompute(case: Case, assumed: list[str]) -> tuple[str, int | None]:
     match policy:
         case "none":
             return "none", None
+        case "selective" if "moe" in case.recompute_modules:
+            return "experts", None
+        case "selective" if "moe_act" in case.recompute_modules:
+            return "activations", None
         case "selective":
             return ("half" if case.framework in ("torchtitan", "fsdp") else "attention"), None
         case _:
@@ -160,13 +187,19 @@ def cuts_of(graph: ModelGraph, case: Case, candidate: Candidate) -> tuple[int, .
     if len(counts) == num_stages and sum(counts) == len(blocks) + 2:
         counts[0], counts[-1] = counts[0] - 1, counts[-1] - 1
     if len(counts) != num_stages or sum(counts) != len(blocks):
-        if num_stages > len(blocks):
+        if num_stages > len(blocks) + 2:
             raise CannotPriceError(f"{num_stages} stages for {len(blocks)} blocks")
         few, more = divmod(len(blocks), num_stages)
-        # Stages in the middle take what is left over: the first has the embedding, the last the head.
-        start = (num_stages - more) // 2
-        counts = [few + (start <= i < start + more) for i in range(num_stages)]
-    starts = [0, *(blocks[n] for n in accumulate(counts[:-1])), len(graph.segments)]
+        if more and fills_first_stages(case) and (few + 1) * (num_stages - 1) < len(blocks):
+            counts = [few + 1] * (num_stages - 1)
+            counts.append(len(blocks) - sum(counts))
+        else:
+            # Stages in the middle take what is left over: the first has the embedding, the last the head. Where blocks
+            # are too few, these two are all that first and last stage have (Megatron-Core counts them as layers).
+            start = (num_stages - more) // 2
+            counts = [few + (start <= i < start + more) for i in range(num_stages)]
+    bounds = [*blocks, blocks[-1] + 1]
+    starts = [0, *(bounds[n] for n in accumulate(counts[:-1])), len(graph.segments)]
     return tuple(starts)
 
 

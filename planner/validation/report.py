@@ -61,6 +61,19 @@ def measured_gib(outcome: Outcome) -> str:
     return "-" if outcome.case.peak_memory_gib is None else f"{outcome.case.peak_memory_gib:.1f}"
 
 
+def step_times(summary: Summary, headline: str) -> dict[str, Accuracy]:
+    """Errors of step times by what they are of; ``headline`` is what its rows are called.
+
+    Predictions of rows that the constants of calibration were fitted to are called in-sample.
+    """
+    held, own = (", left out by source", ", in-sample") if summary.in_sample else ("", "")
+    return {
+        **{f"{headline}, {name}{held}": group for name, group in summary.headline.items()},
+        **{f"{headline}, {name}{own}": group for name, group in summary.in_sample.items()},
+        **{f"all scored, {name}{own}": group for name, group in summary.all_scored.items()},
+    }
+
+
 def coverage_words(summary: Summary) -> str:
     """How many rows there are, are scored and have a price."""
     priced = sum(group.priced for group in summary.all_scored.values())
@@ -106,11 +119,10 @@ def _rows(outcomes: Iterable[Outcome], title: str) -> Table:
 
 
 def _summaries(summary: Summary) -> Iterable[RenderableType]:
-    yield _accuracies(
-        "step time",
-        {f"headline (*), {name}": group for name, group in summary.headline.items()}
-        | {f"all scored, {name}": group for name, group in summary.all_scored.items()},
-    )
+    yield _accuracies("step time", step_times(summary, "headline (*)"))
+    if summary.in_sample:
+        yield Text("Left out by source: predicted by constants fitted to all other sources. All else is in-sample.")
+        yield _accuracies("by source, left out", summary.left_out_by_source)
     yield _accuracies("by source", summary.by_source)
     yield _accuracies("by hardware", summary.by_hardware)
     yield _accuracies("by kind", summary.by_kind)

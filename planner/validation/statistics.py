@@ -67,11 +67,17 @@ class Feasibility:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that is said of a set of outcomes. Keys of ``headline`` and ``scored``: ``dense`` and ``moe``."""
+    """All that is said of a set of outcomes. Keys of ``headline``, ``in_sample``, ``all_scored``: ``dense``, ``moe``.
+
+    Where constants were left out by source, ``headline`` and ``left_out_by_source`` are of these predictions and
+    ``in_sample`` is the headline with all constants, as everything else is; otherwise both are empty.
+    """
 
     rows: int
     scored: int
     headline: dict[str, Accuracy]
+    in_sample: dict[str, Accuracy]
+    left_out_by_source: dict[str, Accuracy]
     all_scored: dict[str, Accuracy]
     by_source: dict[str, Accuracy]
     by_hardware: dict[str, Accuracy]
@@ -82,15 +88,24 @@ class Summary:
     not_priced: dict[str, int]
 
 
-def summarise(outcomes: Sequence[Outcome]) -> Summary:
-    """Statistics of all rows that are scored, headline and the rest; reasons also of rows that are not."""
+def summarise(outcomes: Sequence[Outcome], left_out: Sequence[Outcome] = ()) -> Summary:
+    """Statistics of all rows that are scored, headline and the rest; reasons also of rows that are not.
+
+    ``left_out``: the same rows, predicted by constants that do not know a row's source
+    (`planner.validation.observations.left_out`).
+    """
     scored = [outcome for outcome in outcomes if outcome.case.scored]
-    core = [outcome for outcome in scored if outcome.case.core]
+    held = [outcome for outcome in left_out if outcome.case.scored]
+    headline, held_headline = (
+        accuracies([outcome for outcome in of if outcome.case.core], _density) for of in (scored, held)
+    )
     with_memory = [outcome for outcome in scored if outcome.case.peak_memory_gib is not None]
     return Summary(
         rows=len(outcomes),
         scored=len(scored),
-        headline=accuracies(core, _density),
+        headline=held_headline if left_out else headline,
+        in_sample=headline if left_out else {},
+        left_out_by_source=accuracies(held, lambda case: case.source),
         all_scored=accuracies(scored, _density),
         by_source=accuracies(scored, lambda case: case.source),
         by_hardware=accuracies(scored, lambda case: case.hardware),

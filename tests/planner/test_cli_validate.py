@@ -40,7 +40,7 @@ def run(
         return Price(2.0)
 
     pricing: Any = ModuleType("planner.validation.pricing")
-    pricing.price = price
+    pricing.price = pricing.price_with = price
     monkeypatch.setitem(sys.modules, "planner.validation.pricing", pricing)
 
     def run(*arguments: str) -> SimpleNamespace:

@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from planner.validation import page, report
+from planner.calibration.shipped import Shipped, ShippedConstant
+from planner.validation import calibration_page, page, report
 from planner.validation.statistics import summarise
 from tests.planner.validation.rows import outcome
 
@@ -64,3 +65,25 @@ def test_picture_has_a_point_per_priced_row_and_is_the_same_each_time() -> None:
         if group.get("id") in ("dense", "mixture of experts")
     }
     assert points == {"dense": 6, "mixture of experts": 1}
+
+
+def test_predictions_without_the_source_are_told_from_in_sample_ones() -> None:
+    left_out = [outcome(1.3, id=row.case.id, core=row.case.core) if row.priced else row for row in ROWS]
+    summary = summarise(ROWS, left_out)
+    assert summary.in_sample == summarise(ROWS).headline != summary.headline
+    assert summary.headline["dense"].median == pytest.approx(0.3)
+    text = report.render(ROWS, summary, width=120)
+    assert "headline (*), dense, left out by source" in text and "headline (*), dense, in-sample" in text
+    assert "in-sample" not in report.render(ROWS, summarise(ROWS), width=120)
+
+
+def test_the_page_compares_datasheets_and_constants() -> None:
+    left_out = [outcome(1.3, id=row.case.id, core=row.case.core) if row.priced else row for row in ROWS]
+    constants = {"gemm/a100": ShippedConstant(value=1.25, sd=0.05, rows=7, sources=2)}
+    shipped = Shipped(date="2025-01-31", rows=6, sources=1, constants=constants)
+    text = calibration_page.section(shipped, summarise(ROWS), summarise(ROWS, left_out))
+    assert "| dense | left out by source | 2 | 30.0%" in text
+    assert "| dense | all, in-sample | 2 | 5.0%" in text
+    assert "| `gemm/a100` | products: a100 | 1.250 | 0.050 | 7 | 2 |" in text
+    for found in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in found.splitlines()}) == 1
