@@ -27,8 +27,8 @@ whose time GPT-3 1.3B and 2.7B at 8k go from 170 and 175 to 220 and 225 TFLOP/s;
 
 UNFUSED_FRACTION = 0.69
 """Of what products and streams reach by themselves: attention of separate kernels, whose products are many and thin and
-whose softmax and dropout compute per element. From table 1 of the FlashAttention-2 paper: GPT-3 1.3B at 2k goes from 142
-(Megatron-LM's kernels) to 196 TFLOP/s, so that attention takes 21.7 us a token and not 15.0."""
+whose softmax and dropout compute per element. From table 1 of the FlashAttention-2 paper: GPT-3 1.3B at 2k goes from
+142 (Megatron-LM's kernels) to 196 TFLOP/s, so that attention takes 21.7 us a token and not 15.0."""
 
 ATTENTION_REFERENCE_DIM = 128
 """Head dim of the profile's attention fractions."""
@@ -121,8 +121,9 @@ def unfused_attention_s(
         dropout backward   read e S and the mask S, write e S
 
     Under a causal mask of equal lengths the softmax kernel reads the lower triangle only, and writes all (Megatron-LM,
-    ``scaled_upper_triang_masked_softmax``). All of it at `UNFUSED_FRACTION`. Softmax streams at the profile's ``norm``, dropout at its ``pointwise``
-    fraction. 0 when a side is 0. Raises `UnknownNameError` for a dtype that the profile lacks.
+    ``scaled_upper_triang_masked_softmax``). Softmax streams at the profile's ``norm``, dropout at its ``pointwise``
+    fraction, and all of it runs at `UNFUSED_FRACTION`. 0 when a side is 0. Raises `UnknownNameError` for a dtype that
+    the profile lacks.
     """
     scores = batch * heads * q_len * kv_len
     element_bytes = dtype_bytes(dtype)

@@ -60,7 +60,7 @@ PRECISIONS = {
     "fp16": Precision(
         compute_dtype="float16", param_bytes=4, copy_bytes=2, gathered_bytes=2, grad_bytes=2, reduced_bytes=2,
         state_bytes=4,
-        source="Micikevicius et al. 2018, Mixed Precision Training: fp16 parameters and gradients, fp32 master and states",
+        source="Micikevicius et al. 2018, Mixed Precision Training: fp16 parameters, gradients; fp32 master and states",
     ),
     "bf16-pure": Precision(
         compute_dtype="bfloat16", param_bytes=2, copy_bytes=0, gathered_bytes=2, grad_bytes=2, reduced_bytes=2,
@@ -100,12 +100,16 @@ class Recipe:
     native_groups: bool = False
     """Attention reads the keys and values of grouped queries without copies of them (TransformerEngine,
     FlashAttention)."""
+    sent_outputs_freed: bool = False
+    """What a pipeline stage has sent is freed (Megatron's ``deallocate_pipeline_outputs``); DeepSpeed's buffers and
+    torch keep it until the backward pass."""
     regather: bool = False
     """With sequence parallelism, the gathered input of a column-parallel product is gathered once more in the backward
     pass instead of kept (Korthikanti et al. 2022, section 4.2.2); torch's DTensor linears keep it."""
 
 
 TORCH = Recipe()
+"""Nothing otherwise."""
 
 OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 0, "sgd-momentum": 1}
 """Optimizer states per parameter."""

@@ -47,6 +47,8 @@ def validate(
     from planner.validation.statistics import summarise
 
     rows = command.select(cases or (), hardware or (), core=core)
+    if not datasheet and (hardware or core) and not cases:
+        say("errors are in-sample: constants left out by source need all rows that ship, without --hardware and --core")
     with progress() as doing:
         outcomes = command.price_cases(rows, calibrated=not datasheet, progress=doing)
         summary = summarise(outcomes, () if datasheet else command.left_out(outcomes, doing))

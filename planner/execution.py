@@ -35,8 +35,8 @@ class Execution:
     overlap_send: bool = True
     """Pipeline sends run beside computation; otherwise both ranks wait for them."""
     scatter_sends: bool = False
-    """Ranks of ``tp`` send a part each of what all of them hold, and gather it on arrival (Narayanan et al. 2021, section
-    4.1; DeepSpeed's partitioned pipeline buffers)."""
+    """Ranks of ``tp`` send a part each of what all of them hold, and gather it on arrival (Narayanan et al. 2021,
+    section 4.1; DeepSpeed's partitioned pipeline buffers)."""
     offload_activations: bool = False
     """What blocks keep for their backward pass is copied to host memory and back, beside computation."""
     overlap_experts: bool = False

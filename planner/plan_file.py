@@ -239,6 +239,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _sizes(file: PlanFile) -> dict[str, Any]:
+    return {axis.name: axis.size for axis in file.mesh.axes}
+
+
 def _to_plan(file: PlanFile) -> Plan:
     inputs = file.inputs.model_dump()
     job, constraints = inputs.pop("job"), inputs.pop("constraints")
@@ -246,7 +250,7 @@ def _to_plan(file: PlanFile) -> Plan:
     return Plan(
         inputs=PlanInputs(**inputs, job=Job(**job), constraints=Constraints(**constraints)),
         candidate=Candidate(
-            **{axis.name: axis.size for axis in file.mesh.axes},
+            **_sizes(file),
             sequence_parallel=file.mesh.sharding.sequence_parallel,
             zero_stage=file.mesh.sharding.zero_stage,
             microbatch_size=file.pipeline.microbatch_size,

@@ -15,10 +15,13 @@ from costmodels.memory import OPTIMIZERS, PRECISIONS
 from costmodels.units import format_bytes, format_seconds
 from hardware_profiles.cluster import Cluster
 from hardware_profiles.load import load_cluster
+from planner.calibration.shipped import factors
 from planner.errors import MeshwrightError, NoPlanError, ProfileError, UnknownNameError, UsageError
+from planner.execution import EAGER, Execution
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
 from planner.layouts.model import analyse_model, param_layouts
+from planner.ops import GROUPED
 from planner.plan import Alternative, Candidate, Plan, PlanInputs, PlanResult, Stage
 from planner.solvers.search import Found, SearchResult, predict, search
 from planner.solvers.stage_costs import Setting
@@ -92,7 +95,7 @@ def make_plan(
         precision=precision,
         optimizer=optimizer,
     )
-    setting = Setting(graph, cluster, job)
+    setting = Setting(graph, cluster, job, _calibrated(graph, cluster))
     _check_pins(setting, constraints)
     result = search(setting, constraints, top=top)
     if not result.best:
@@ -114,6 +117,13 @@ def make_plan(
         alternatives=tuple(Alternative(candidate=f.costs.candidate, predicted=predict(f)) for f in others),
         seconds={"capture": captured - started, "search": done - captured, "total": done - started},
     )
+
+
+def _calibrated(graph: ModelGraph, cluster: Cluster) -> Execution:
+    """torch's own execution, with the constants that published runs give the device (`planner.calibration`)."""
+    experts = any(op.name in GROUPED for block in graph.blocks for op in block.ops)
+    found = factors(cluster.device.name, EAGER, low_precision=False, experts=experts)
+    return replace(EAGER, time_factor=found)
 
 
 def _mixed(cluster: Cluster) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ with ``theta`` the logarithms of the constants. Found is the least
 
     sum_i w_i rho(log measured_i - log predicted_i) / NOISE_SD**2 + sum_j theta_j**2 / sd_j**2
 
-where ``w_i = 2 / sqrt(rows of i's group)``, so that a sweep of many runs does not drown single ones, ``rho`` is Huber's
+where ``w_i = 1 / sqrt(rows of i's group)``, so that a sweep of many runs does not drown single ones, ``rho`` is Huber's
 loss (squares up to `KNEE`, beyond it linear), and ``sd_j`` the prior of `planner.calibration.scopes`. Gauss-Newton
 steps with the weights of Huber's loss find it; the derivative by ``theta_j`` is the share of the seconds that ``j``
 multiplies. Nothing is random: equal rows give equal constants.
@@ -28,8 +28,9 @@ from planner.calibration.scopes import prior_sd
 
 Array = npt.NDArray[np.float64]
 
-NOISE_SD = 0.06
-"""Of a measured step around the best prediction that constants can give, as a part of it."""
+NOISE_SD = 0.15
+"""Of a measured step around the best prediction that constants can give, as a part of it: clusters and software that a
+source does not describe."""
 KNEE = 0.10
 """Residuals beyond this part of the step pull with constant force."""
 INFORMING_SHARE = 0.05
@@ -114,7 +115,7 @@ class Design:
         self._row, self._kind, self._constant = np.array(members, dtype=np.intp).reshape(-1, 3).T
         self.log_measured: Array = np.log([row.measured_s for row in observations])
         sizes = Counter((row.source, row.group) for row in observations)
-        self.weights: Array = np.array([2 / np.sqrt(sizes[row.source, row.group]) for row in observations])
+        self.weights: Array = np.array([1 / np.sqrt(sizes[row.source, row.group]) for row in observations])
         self.precision: Array = np.array([1 / sd_of(name) ** 2 for name in self.names])
 
     def at(self, theta: Array) -> tuple[Array, Array]:

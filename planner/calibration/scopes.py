@@ -42,9 +42,12 @@ BINS = frozenset({"b300-sxm", "gb200-nvl72", "gb300-nvl72", "gh200-96gb", "h100-
 """Profiles whose clocks, power or memory differ from the architecture's first device: they have products' constants of
 their own."""
 
-GENERAL_SD, SPECIAL_SD, MOST_SPECIAL_SD = 0.25, 0.12, 0.08
+GENERAL_SD, SPECIAL_SD, MOST_SPECIAL_SD = 0.25, 0.10, 0.05
 """Standard deviations of a constant's logarithm before anything is measured, by how special it is: of a class, of a
-device or an execution, of both."""
+device or an implementation, of both."""
+
+PACE_SD = 0.1
+"""The same of a framework's generation: how well its own kernels and their gaps come up to the device's best."""
 
 HOST_SD = 0.5
 """The same of waiting for the host: processors and software differ more than devices of one name do."""
@@ -63,20 +66,19 @@ def constants_of(
     architecture = ARCHITECTURES.get(device)
     if architecture is None:
         return {}
-    product = "gemm-fp8" if low_precision else "gemm"
     attention = f"attention/{execution.attention}"
+    pace = f"pace/{execution.generation}"
     names: dict[str, tuple[str, ...]] = {
         "gemm": (
             "gemm",
             *(("gemm-fp8",) if low_precision else ()),
-            f"{product}/{architecture}",
-            *((f"{product}/{device}",) if device in BINS else ()),
+            f"gemm/{architecture}",
+            *((f"gemm/{device}",) if device in BINS else ()),
+            pace,
         ),
-        "attention": ("attention", attention, f"{attention}/{architecture}"),
+        "attention": ("attention", attention, f"{attention}/{architecture}", pace),
         "memory_bound": (
-            "memory_bound",
-            f"memory_bound/{'fused' if execution.fused_pointwise else 'eager'}",
-            f"memory_bound/{execution.generation}",
+            "memory_bound", f"memory_bound/{'fused' if execution.fused_pointwise else 'eager'}", pace
         ),
         "host": ("host", f"host/{execution.generation}"),
         "tp": ("tp", f"tp/{architecture}"),
@@ -84,7 +86,7 @@ def constants_of(
         "ep": ("ep", f"ep/{architecture}"),
         "dp": ("dp", f"dp/{'overlapped' if execution.overlap_gradients else 'exposed'}"),
         "optimizer": ("optimizer",),
-    }
+    }  # fmt: skip
     if experts:
         return {kind: (*of_kind, "moe") for kind, of_kind in names.items()}
     return names
@@ -93,15 +95,19 @@ def constants_of(
 def prior_sd(name: str) -> float:
     """Standard deviation of the logarithm of a constant around 0 before anything is measured, by its name."""
     kind, *special = name.split("/")
-    if kind == "host":
-        return HOST_SD
-    return (GENERAL_SD, SPECIAL_SD, MOST_SPECIAL_SD)[len(special)]
+    by_kind = {"host": HOST_SD, "pace": PACE_SD}
+    return by_kind.get(kind) or (GENERAL_SD, SPECIAL_SD, MOST_SPECIAL_SD)[len(special)]
 
 
 def meaning(name: str) -> str:
     """What a constant applies to, in words."""
     kind, *special = name.split("/")
-    words = {"moe": "every class of models with experts", "gemm-fp8": "products in fp8 or fp4", **_CLASS_WORDS}[kind]
+    words = {
+        "pace": "kernels of a framework's generation",
+        "moe": "every class of models with experts",
+        "gemm-fp8": "products in fp8 or fp4",
+        **_CLASS_WORDS,
+    }[kind]
     return words if not special else f"{words}: {', '.join(special)}"
 
 

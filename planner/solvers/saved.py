@@ -148,7 +148,7 @@ def _scattered(block: Block, shapes: LocalShapes, value_bytes: Sequence[int]) ->
 
 
 def _saved_values(block: Block, execution: Execution) -> tuple[int, ...]:
-    """`Block.saved`; fused backward kernels make again what their forward counterparts made of tensors that are there."""
+    """`Block.saved`; fused backward kernels make again what their forward counterparts made of what is kept."""
     if not execution.fused_pointwise:
         return block.saved
     storages = [value.storage for value in block.values]

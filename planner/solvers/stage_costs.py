@@ -99,11 +99,13 @@ class StageCosts:
     @cached_property
     def recomputed(self) -> Array:
         """Per segment: 1 where ``recompute`` applies. A limited number of blocks per stage are spread evenly."""
-        blocks, c = np.array([float(bool(s.prefix)) for s in self.setting.graph.segments]), self.candidate
+        c = self.candidate
+        blocks: Array = np.array([float(bool(s.prefix)) for s in self.setting.graph.segments])
         if c.recomputed_blocks is None:
             return blocks
         share = min(1.0, c.recomputed_blocks * c.pp * c.num_chunks / max(blocks.sum(), 1.0))
-        return blocks * share
+        limited: Array = blocks * share
+        return limited
 
     @cached_property
     def forward_s(self) -> Array:
@@ -202,8 +204,8 @@ class StageCosts:
 
     @cached_property
     def _replicate_s(self) -> Array:
-        """All-reduce of each block's gradient shard over ``dp_replicate``; over all data-parallel devices where no state
-        is shared out."""
+        """All-reduce of each block's gradient shard over ``dp_replicate``; over all data-parallel devices where no
+        state is shared out."""
         c, size = self.candidate, self.setting.precision.reduced_bytes
         numel = [p.reduced_numel(self.shards) for p in self.prices]
         if not c.zero_stage and c.state_shard > 1:

@@ -37,20 +37,22 @@ class StageBytes:
 
     @cached_property
     def kept_bytes(self) -> Array:
-        """Per segment: activations from a microbatch's forward to its backward."""
+        """Per segment: activations on the device from a microbatch's forward to its backward."""
+        return self._saved_bytes - self._offloaded_bytes - TRACED_SAVED * self._other_logits
+
+    @cached_property
+    def _saved_bytes(self) -> Array:
+        """Per segment: what its backward reads of its forward, or makes that of."""
         none = self.costs.per_segment([p.saved_bytes["none"] for p in self.costs.prices])
         policy = self.costs.per_segment([p.saved_bytes[self.costs.candidate.recompute] for p in self.costs.prices])
-        kept = none + self.costs.recomputed * (policy - none)
-        return kept - TRACED_SAVED * self._other_logits - self._offloaded_bytes
+        return none + self.costs.recomputed * (policy - none)
 
     @cached_property
     def _offloaded_bytes(self) -> Array:
-        """Per segment: of what it keeps, what waits in host memory."""
-        setting, policy = self.costs.setting, self.costs.candidate.recompute
-        repeated = [
-            setting.execution.offload_activations and bool(segment.prefix) for segment in setting.graph.segments
-        ]
-        return np.array(repeated) * self.costs.per_segment([p.saved_bytes[policy] for p in self.costs.prices])
+        """Per segment: of what it saves, what waits in host memory."""
+        setting = self.costs.setting
+        repeated = [bool(segment.prefix) for segment in setting.graph.segments]
+        return setting.execution.offload_activations * np.array(repeated) * self._saved_bytes
 
     @cached_property
     def transient_bytes(self) -> Array:
@@ -91,7 +93,8 @@ class StageBytes:
         over_time = np.cumsum(kept)
         beside = {"F": self.transient_bytes[a:b], "B": work}
         peak = {name: float((over_time + extra).max()) - total for name, extra in beside.items()}
-        return int(total + self.costs.crossing_bytes[b]), max(0, int(peak["F"])), max(0, int(peak["B"]))
+        sent = 0.0 if self._recipe.sent_outputs_freed else float(self.costs.crossing_bytes[b])
+        return int(total + sent), max(0, int(peak["F"])), max(0, int(peak["B"]))
 
     def owned(self, chunks: Sequence[tuple[int, int]]) -> float:
         """Parameters that a rank which holds these stages updates."""

@@ -29,7 +29,7 @@ class StepPrice:
     memory: tuple[StageMemory, ...]
     """Per pipeline rank, at its peak."""
     classes: Mapping[str, float]
-    """The same seconds by class of operation (`planner.solvers.classes`): the bubble in proportion to what fills a microbatch."""
+    """The same seconds by class of operation (`planner.solvers.classes`)."""
 
     @property
     def step_s(self) -> float:

@@ -35,7 +35,7 @@ _FSDP = Execution(attention="flash2", host_call_s=EAGER_CALL_S)
 _GENERATIONS = {
     "megatron-deepspeed": _MEGATRON_2021,
     "gpt-neox": _MEGATRON_2021,
-    "sailor": replace(_MEGATRON_2021, generation="sailor"),
+    "sailor": _MEGATRON_2021,
     "megatron-lm": _MEGATRON_CORE,
     "megatron-core": _MEGATRON_CORE,
     "megatron-bridge": _MEGATRON_CORE,
@@ -50,8 +50,8 @@ _GENERATIONS = {
     "torchtitan": _FSDP,
     "fsdp": _FSDP,
     "yafsdp": _FSDP,
-    "deepspeed": _FSDP,
-    "xtuner": _FSDP,
+    "deepspeed": replace(_FSDP, generation="deepspeed"),
+    "xtuner": replace(_FSDP, generation="deepspeed"),
     "maxtext": replace(_FSDP, generation="xla", fused_pointwise=True, host_call_s=0.0),
 }
 
@@ -81,10 +81,10 @@ into the experts' products, and run the exchange beside another microbatch
 (``_enable_hybridep_full_iteration_mxfp8``)."""
 
 ASYNC_TP = 0.4
-"""Share of tensor-parallel communication that torch's async-TP hides: Llama-3-8B with tp 8 on H100 goes from 2.81 to 2.56 s
-in bfloat16 and from 2.42 to 2.21 s in float8, of 0.65 s of communication (torchtitan, June 2025)."""
+"""Share of tensor-parallel communication that torch's async-TP hides: Llama-3-8B with tp 8 on H100 goes from 2.81 to
+2.56 s in bfloat16 and from 2.42 to 2.21 s in float8, of 0.65 s of communication (torchtitan, June 2025)."""
 USERBUFFERS = 1.0
-"""The same of TransformerEngine's userbuffers and Ascend's MC2, whose copies need no compute units: all but one slice."""
+"""The same of TransformerEngine's userbuffers and Ascend's MC2, whose copies need no compute units: all but a slice."""
 
 LOW_PRECISION = {"fp8": "float8_e4m3fn", "mxfp8": "float8_e4m3fn", "nvfp4": "float4_e2m1fn_x2"}
 
@@ -109,16 +109,15 @@ def execution_of(case: Case) -> tuple[Execution, tuple[str, ...]]:
     found = _GENERATIONS.get(case.framework)
     if found is None:
         found = _MEGATRON_CORE if (case.tp or 1) * (case.pp or 1) > 1 else _FSDP
-        assumed.append(
-            f"unknown framework {case.framework}: executed like {'Megatron-Core' if found is _MEGATRON_CORE else 'FSDP'}"
-        )
+        alike = "Megatron-Core" if found is _MEGATRON_CORE else "FSDP"
+        assumed.append(f"unknown framework {case.framework}: executed like {alike}")
     if case.framework == "megatron-lm" and case.date and case.date < "2023":
         found = _MEGATRON_2021
     if case.flash_attention is not None:
         fused = "vendor" if found.attention == "unfused" else found.attention
         found = replace(found, attention=fused if case.flash_attention else "unfused")
     if case.compiled:
-        found = replace(found, fused_pointwise=True, host_call_s=0.0)
+        found = replace(found, generation=f"{found.generation}-compiled", fused_pointwise=True, host_call_s=0.0)
     if "grad_reduce" in case.overlap or "zero" in case.overlap:
         found = replace(found, overlap_gradients=True)
     if "no_grad_reduce" in case.overlap:

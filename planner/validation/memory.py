@@ -14,21 +14,24 @@ as long as its tensors, what cannot be used between them, and the contexts fit: 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from costmodels.memory import Recipe
 from costmodels.units import GIB
 from planner.validation.cases import Case
 
 CACHED_SHARE = 0.12
 """Blocks held for reuse, per byte allocated, of torch's caching allocator. Over the driver's and torch's own counts of
-Megatron-Core, Megatron-Bridge, torchtitan, Sailor and PaddleNLP runs (63 rows of five sources)."""
+Megatron-Core, Megatron-Bridge, torchtitan, Sailor and PaddleNLP runs (63 rows of four sources)."""
 
 DEEPSPEED_CACHED_SHARE = 0.25
 """The same under DeepSpeed, whose flat buffers leave the memory of the tensors they replace in pieces: BLOOM's and
 FlagPerf's runs (81 rows of two sources). LUMI's logs, which print both counters of 40 stages, have 0.20 to 0.48."""
 
 UNUSABLE_SHARE = 0.02
-"""Per byte allocated, what lies between tensors and fits none of them when the cache has been returned: between 0.5 and
-2 %, as seven runs that were out of memory and 770 that were not have it."""
+"""Per byte allocated, what lies between tensors and fits none of them when the cache has been returned. Fitted to what
+ran and what ran out of memory: less than 1.9 % lets Qwen3-8B at 16k tokens fit, more than 2.1 % leaves out MindSpeed's
+4x16B, so that rows near the limit say little."""
 
 CONTEXT_BYTES = int(1.5 * GIB)
 """A process's context with its kernels: 1.24 GiB on V100, 1.54 on A100 (BigScience's chronicles of tr11, "104B topology
@@ -63,47 +66,46 @@ _ZERO3_BUFFERS = 2 * (10**9 + 5 * 10**8)
 """DeepSpeed's defaults in half precision: ``stage3_max_live_parameters`` gathered and one ``reduce_bucket_size``."""
 
 
+_MEGATRON_CORE = Recipe(regather=True, narrow_inputs=True, native_groups=True, sent_outputs_freed=True)
+"""Megatron-Core with TransformerEngine."""
+
+
 def recipe_of(case: Case) -> Recipe:
     """What the run's framework keeps otherwise than torch's ``fully_shard``."""
-    recent, low = (case.date or "") >= "2025", case.precision == "bf16"
+    recent = (case.date or "") >= "2025"
+    megatron_logits = _LOGITS_IN_PLACE if recent else _LOGITS_COPIED
     match case.framework:
+        case "megatron-deepspeed" | "gpt-neox" if (case.pp or 1) > 1:
+            # BF16_Optimizer adds up in fp32 what a backward pass leaves in bf16.
+            return Recipe(passing_bytes=2 if case.precision == "bf16" else 0, logit_bytes=_LOGITS_COPIED)
         case "megatron-deepspeed" | "gpt-neox":
-            # BF16_Optimizer, which adds up in fp32, is for pipelines; ZeRO adds up in the model's precision
-            # (engine.py, `get_data_types` and `_do_optimizer_sanity_check`).
-            pipeline = (case.pp or 1) > 1
-            return Recipe(
-                passing_bytes=2 if low and pipeline else 0, accumulated_bytes=None if pipeline else 2,
-                logit_bytes=_LOGITS_COPIED,
-            )  # fmt: skip
-        case "deepspeed":
-            whole = case.zero_stage == 3
-            return Recipe(accumulated_bytes=2, upcast_norms=True, buffer_bytes=_ZERO3_BUFFERS if whole else 0)
+            # Without pipeline ZeRO adds up in the model's precision (engine.py, `get_data_types`).
+            return Recipe(accumulated_bytes=2, logit_bytes=_LOGITS_COPIED)
         case "sailor":
             return Recipe(logit_bytes=_LOGITS_COPIED)
+        case "deepspeed":
+            buffers = _ZERO3_BUFFERS if case.zero_stage == 3 else 0
+            return Recipe(accumulated_bytes=2, upcast_norms=True, buffer_bytes=buffers)
         case "llm-foundry":
             return Recipe(logit_bytes=_LOGITS_FUSED)
         case "torchtitan":
             return Recipe(logit_bytes=_LOGITS_FUSED if case.compiled and recent else None)
         case "internevo":
-            # HybridZeroOptimizer reduces the gradients of parameters in bf16 as they are.
+            # HybridZeroOptimizer reduces gradients of bf16 parameters as they are.
             return Recipe(accumulated_bytes=2)
         case "mindformers":
             # MindSpore hands the optimizer gradients in the parameters' precision.
-            return Recipe(accumulated_bytes=2, logit_bytes=_LOGITS_COPIED, regather=True)
+            return replace(_MEGATRON_CORE, accumulated_bytes=2, logit_bytes=_LOGITS_COPIED)
         case "nemo":
             # `grad_sync_dtype: bf16` in all recipes of NeMo's launcher.
-            logits = _LOGITS_IN_PLACE if recent else _LOGITS_COPIED
-            return Recipe(
-                accumulated_bytes=2, logit_bytes=logits, regather=True, narrow_inputs=True, native_groups=True
-            )
+            return replace(_MEGATRON_CORE, accumulated_bytes=2, logit_bytes=megatron_logits)
         case "megatron-bridge" if _is_benchmark(case):
             # perf_recipes/_common.py: `grad_reduce_in_fp32 = False`.
-            return Recipe(
-                accumulated_bytes=2, logit_bytes=_LOGITS_FUSED, regather=True, narrow_inputs=True, native_groups=True
-            )
-        case "megatron-bridge" | "megatron-lm" | "megatron-core" | "mindspeed":
-            logits = _LOGITS_IN_PLACE if recent or case.framework == "megatron-bridge" else _LOGITS_COPIED
-            return Recipe(logit_bytes=logits, regather=True, narrow_inputs=True, native_groups=True)
+            return replace(_MEGATRON_CORE, accumulated_bytes=2, logit_bytes=_LOGITS_FUSED)
+        case "megatron-bridge":
+            return replace(_MEGATRON_CORE, logit_bytes=_LOGITS_IN_PLACE)
+        case "megatron-lm" | "megatron-core" | "mindspeed":
+            return replace(_MEGATRON_CORE, logit_bytes=megatron_logits)
         case _:
             return Recipe()
 

@@ -20,8 +20,8 @@ ROUNDS = 4
 
 
 def publication(case: Case) -> str:
-    """What is left out at once: the repository that a row is from, or its source where that is none."""
-    return case.repo or case.source
+    """What is left out at once: the table or paper that a row is from, as the file of rows names it."""
+    return case.source
 
 
 def observations(outcomes: Iterable[Outcome]) -> tuple[Observation, ...]:

@@ -8,20 +8,18 @@ from functools import lru_cache
 from itertools import accumulate
 from types import MappingProxyType
 
-from hardware_profiles.cluster import Cluster
 from planner.calibration.scopes import constants_of
 from planner.calibration.shipped import product_of, shipped
 from planner.capture.families import family_graph
-from planner.execution import Execution
 from planner.graph import ModelGraph
 from planner.job import Job
 from planner.layouts.model import ModelLayouts, analyse_model
-from planner.models import DenseDecoderConfig
 from planner.plan import Candidate
 from planner.solvers.classes import CLASSES
+from planner.solvers.context import ContextKind
 from planner.solvers.prices import BlockPrice, price_block
 from planner.solvers.stage_costs import Setting, StageCosts
-from planner.solvers.step_price import StepPrice, price_step
+from planner.solvers.step_price import price_step
 from planner.validation.cases import CannotPriceError, Case
 from planner.validation.clusters import cluster_of
 from planner.validation.frameworks import execution_of, precision_of
@@ -153,7 +151,7 @@ def _candidate(case: Case, gpus: int, batch: int) -> tuple[Candidate, tuple[str,
     )  # fmt: skip
 
 
-def _context(case: Case) -> str:
+def _context(case: Case) -> ContextKind:
     if case.cp_kind is not None:
         return case.cp_kind
     return "all_gather" if case.framework == "torchtitan" else "ring"
@@ -180,7 +178,7 @@ def _recompute(case: Case, assumed: list[str]) -> tuple[str, int | None]:
 
 
 def cuts_of(graph: ModelGraph, case: Case, candidate: Candidate) -> tuple[int, ...]:
-    """First segment of every stage: blocks spread evenly unless the source says how, embedding in front, head behind."""
+    """First segment of every stage: blocks spread evenly unless the source says how, embedding in front, head last."""
     blocks = [i for i, segment in enumerate(graph.segments) if segment.prefix]
     num_stages = candidate.pp * candidate.num_chunks
     counts = list(case.stage_layers)
