@@ -56,9 +56,11 @@ def calibration_section(outcomes: Iterable[Outcome], summary: Summary, progress:
     """What the page says of calibration; prices the rows once more, with the datasheets' figures alone."""
     from planner.calibration.shipped import shipped
     from planner.validation.calibration_page import section
+    from planner.validation.observations import left_out_by_repository
 
-    cases = [outcome.case for outcome in outcomes]
-    return section(shipped(), summarise(price_cases(cases, calibrated=False, progress=progress)), summary)
+    found = tuple(outcomes)
+    plain = summarise(price_cases([outcome.case for outcome in found], calibrated=False, progress=progress))
+    return section(shipped(), plain, summary, summarise(left_out_by_repository(found)))
 
 
 def write_page(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from planner.calibration.cross_validation import constants_without
+from planner.calibration.cross_validation import constants_without, seconds_without
 from planner.calibration.fit import Fit, Observation, fit
 from planner.validation.cases import Case
 from planner.validation.facts import shipped_cases
@@ -86,3 +87,17 @@ def left_out(
 
     again = {outcome.case.id: outcome for outcome in price_all(held, price, progress)}
     return tuple(again.get(outcome.case.id, outcome) for outcome in outcomes)
+
+
+def left_out_by_repository(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """The scored rows, each predicted by constants that know no row of its repository: stricter than by source, where
+    tables of one repository count apart. In closed form (`planner.calibration.cross_validation.seconds_without`)."""
+    scored = {outcome.case.id: outcome for outcome in outcomes if outcome.case.scored}
+    cases = {row_id: outcome.case for row_id, outcome in scored.items()}
+    rows = [replace(row, source=cases[row.id].repo or cases[row.id].source) for row in observations(scored.values())]
+    found = []
+    for row_id, step_s in seconds_without(rows).items():
+        priced = scored[row_id].priced
+        assert priced is not None, row_id
+        found.append(replace(scored[row_id], priced=replace(priced, step_s=step_s)))
+    return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import RenderableType
@@ -89,14 +90,14 @@ def feasibility_words(found: Feasibility) -> str:
 
 
 def ranking_words(rankings: Sequence[Ranking]) -> str:
-    """Median rank correlation over sweeps, and how often the best run is found."""
-    correlations = sorted(ranking.spearman for ranking in rankings if ranking.spearman is not None)
+    """Mean and median rank correlation over sweeps, and how often the best run is found."""
+    correlations = [ranking.spearman for ranking in rankings if ranking.spearman is not None]
     if not correlations:
         return "no sweep has enough priced rows"
-    middle = (correlations[(len(correlations) - 1) // 2] + correlations[len(correlations) // 2]) / 2
+    mean, middle = statistics.fmean(correlations), statistics.median(correlations)
     found = sum(ranking.best_found for ranking in rankings)
     return (
-        f"{len(rankings)} sweeps: median rank correlation {middle:.2f}, "
+        f"{len(rankings)} sweeps: rank correlation {mean:.2f} in the mean, {middle:.2f} in the median, "
         f"measured best among our {BEST} best in {found} of them"
     )
 

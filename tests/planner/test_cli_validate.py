@@ -14,7 +14,7 @@ from planner.validation.cases import CannotPriceError, Case
 from tests.planner.validation.rows import ROW, Price, write
 
 ROWS = [
-    ROW | {"id": "close", "core": True, "step_time_s": 2.0, "peak_memory_gib": 40.0, "memory_kind": "max allocated"},
+    ROW | {"id": "close", "core": True, "step_time_s": 2.0, "peak_memory_gib": 30.0, "memory_kind": "max allocated"},
     ROW | {"id": "far", "core": True, "step_time_s": 1.0, "hardware": "H100-80GB-SXM"},
     ROW | {"id": "routed", "step_time_s": 1.0, "experts": 8},
     ROW | {"id": "failed", "notes": "OOM outcome", "ready_except_recompute": False},

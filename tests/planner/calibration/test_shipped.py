@@ -36,9 +36,9 @@ def test_every_shipped_constant_belongs_to_something() -> None:
 
 
 def test_special_constants_come_on_top_of_general_ones() -> None:
-    values = {"gemm": 1.2, "gemm/h100": 1.1, "gemm-fp8": 2.0, "gemm-fp8/h100": 0.5, "moe": 3.0}
+    values = {"gemm": 1.2, "gemm/h100": 1.1, "gemm-fp8": 2.0, "moe": 3.0}
     assert dict(factors(**H100, values=values))["gemm"] == pytest.approx(1.2 * 1.1)
-    assert dict(factors(**H100 | {"low_precision": True}, values=values))["gemm"] == pytest.approx(1.2 * 2.0 * 0.5)
+    assert dict(factors(**H100 | {"low_precision": True}, values=values))["gemm"] == pytest.approx(1.2 * 1.1 * 2.0)
     routed = dict(factors(**H100 | {"experts": True}, values=values))
     assert routed["gemm"] == pytest.approx(3.0 * 1.2 * 1.1)
     assert routed["dp"] == 3.0
@@ -46,9 +46,9 @@ def test_special_constants_come_on_top_of_general_ones() -> None:
 
 def test_a_profile_of_ones_own_is_taken_at_its_word() -> None:
     assert factors(**H100 | {"device": "mine"}) == ()
-    assert dict(factors(**H100))["gemm"] == pytest.approx(
-        shipped().values["gemm"] * shipped().values["gemm/h100"], rel=1e-9
-    )
+    values = shipped().values
+    expected = values["gemm"] * values["gemm/h100"] * values[f"pace/{H100['execution'].generation}"]
+    assert dict(factors(**H100))["gemm"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_file_says_what_was_written() -> None:

@@ -81,7 +81,7 @@ def test_the_page_compares_datasheets_and_constants() -> None:
     left_out = [outcome(1.3, id=row.case.id, core=row.case.core) if row.priced else row for row in ROWS]
     constants = {"gemm/a100": ShippedConstant(value=1.25, sd=0.05, rows=7, sources=2)}
     shipped = Shipped(date="2025-01-31", rows=6, sources=1, constants=constants)
-    text = calibration_page.section(shipped, summarise(ROWS), summarise(ROWS, left_out))
+    text = calibration_page.section(shipped, summarise(ROWS), summarise(ROWS, left_out), summarise(left_out))
     assert "| dense | left out by source | 2 | 30.0%" in text
     assert "| dense | all, in-sample | 2 | 5.0%" in text
     assert "| `gemm/a100` | products: a100 | 1.250 | 0.050 | 7 | 2 |" in text
