@@ -1,7 +1,7 @@
 """Write the measured rows that Meshwright ships: ``python -m benchmarks.ship_cases CASES.json ...``.
 
-Reads files of measured rows (``planner.validation.cases``) and writes ``planner/validation/data/cases.json``: their
-facts as codes and numbers, without the texts.
+Reads files of measured rows (``planner.validation.case_files``) and writes ``planner/validation/data/cases.json``:
+their facts as codes and numbers, without the texts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import planner.validation
-from planner.validation.cases import load_cases
+from planner.validation.case_files import load_cases
 from planner.validation.facts import FILE, pack
 
 SHIPPED = Path(planner.validation.__file__).parent / "data" / FILE

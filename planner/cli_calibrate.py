@@ -28,7 +28,7 @@ def calibrate(
     """Fit the figures of a cluster's profile to steps that were measured on it, and write the profile."""
     from planner import plan_file
     from planner.validation import own_report, own_runs
-    from planner.validation.cases import load_cases
+    from planner.validation.case_files import load_cases
 
     if output is not None:
         plan_file.check_output(output, force=force)

@@ -33,7 +33,8 @@ def validate(
     max_median: Annotated[
         float | None,
         typer.Option(
-            metavar="PERCENT", min=0, help="Exit code 6 where the headline's median error (dense models) is larger."
+            metavar="PERCENT", min=0, help="Exit code 6 where the median error of dense models is larger: of the headline's "
+            "rows, or of all that are scored where none is of the headline."
         ),
     ] = None,
     docs: Annotated[
@@ -65,8 +66,8 @@ def validate(
     elif docs is None:
         emit(report.render(outcomes, summary, width=width(), color=sys.stdout.isatty()))
     if max_median is not None:
-        median = summary.headline["dense"].median if "dense" in summary.headline else None
+        name, median = command.gate(summary)
         if median is None or median * 100 > max_median:
-            found = "no row has a price" if median is None else f"the median error is {median:.1%}"
-            say(f"headline of dense models: {found}, at most {max_median:g}% is allowed")
+            found = "none has a price" if median is None else f"the median error is {median:.1%}"
+            say(f"{name}: {found}, at most {max_median:g}% is allowed")
             raise typer.Exit(INACCURATE)

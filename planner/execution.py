@@ -67,7 +67,7 @@ class Execution:
     step_overhead_s: float = 0.0
     """Host time per step that nothing hides: data loading, logging, synchronisation."""
     time_factor: tuple[tuple[str, float], ...] = ()
-    """Factors on the seconds of classes of operations (`planner.solvers.step_price.CLASSES`), where a run is known to
+    """Factors on the seconds of classes of operations (`planner.solvers.classes.CLASSES`), where a run is known to
     differ from what the device's figures promise (`planner.calibration`)."""
 
     recipe: Recipe = TORCH
@@ -79,4 +79,11 @@ class Execution:
 
 
 EAGER = Execution()
-"""Eager torch with ``fully_shard``."""
+"""Nothing but the device's own figures: eager kernels, and the vendor's attention."""
+
+CALL_S = 15e-6
+"""Host time per ATen call of eager torch: Python, dispatcher, autograd. Of the order that its profiler shows for small
+operators; processors differ by a factor of two, which the constants of calibration take up."""
+
+TORCH = Execution(attention="flash2", host_call_s=CALL_S)
+"""Eager torch with ``fully_shard``, as it is planned for and as published runs of it are priced."""

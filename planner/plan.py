@@ -32,7 +32,7 @@ class Candidate:
     num_microbatches: int
     recompute: str
     """``none``, ``selective`` (only GEMM and attention outputs are kept), ``full`` (only block inputs are kept), or
-    another of `planner.solvers.prices.POLICIES`."""
+    another of `planner.solvers.saved.POLICIES`."""
     cp: int = 1
     """Devices that share the sequence of a sample; they hold parameters like ``dp_shard`` does."""
     context: Literal["all_gather", "ring", "ulysses"] = "all_gather"

@@ -17,14 +17,14 @@ from hardware_profiles.cluster import Cluster
 from hardware_profiles.load import load_cluster
 from planner.calibration.shipped import factors
 from planner.errors import MeshwrightError, NoPlanError, ProfileError, UnknownNameError, UsageError
-from planner.execution import EAGER, Execution
+from planner.execution import TORCH, Execution
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
 from planner.layouts.model import analyse_model, param_layouts
 from planner.ops import GROUPED
 from planner.plan import Alternative, Candidate, Plan, PlanInputs, PlanResult, Stage
 from planner.solvers.search import Found, SearchResult, predict, search
-from planner.solvers.stage_costs import Setting
+from planner.solvers.setting import Setting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -122,8 +122,8 @@ def make_plan(
 def _calibrated(graph: ModelGraph, cluster: Cluster) -> Execution:
     """torch's own execution, with the constants that published runs give the device (`planner.calibration`)."""
     experts = any(op.name in GROUPED for block in graph.blocks for op in block.ops)
-    found = factors(cluster.device.name, EAGER, low_precision=False, experts=experts)
-    return replace(EAGER, time_factor=found)
+    found = factors(cluster.device.name, TORCH, low_precision=False, experts=experts)
+    return replace(TORCH, time_factor=found)
 
 
 def _mixed(cluster: Cluster) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from planner.capture.sources import capture_model
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
 from planner.solvers.search import model_flop, predict, search
-from planner.solvers.stage_costs import Setting
+from planner.solvers.setting import Setting
 
 PAGE = (Path(__file__).parents[1] / "docs" / "by_hand.md").read_text()
 L, D, H, KV, DH, F, V, S = 32, 4096, 32, 8, 128, 14336, 128256, 8192

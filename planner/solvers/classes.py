@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from costmodels.overlap import Exposed
-from planner.solvers.prices import PassSeconds
-from planner.solvers.stage_costs import StageCosts
+from planner.solvers.data_parallel import stage_exposed_s
+from planner.solvers.passes import PassSeconds
+from planner.solvers.segment_costs import SegmentCosts
 
 CLASSES = (
     "gemm", "attention", "memory_bound", "host", "tp", "cp", "ep", "dp", "optimizer", "step",
@@ -17,7 +18,7 @@ CLASSES = (
 
 
 def class_seconds(
-    costs: StageCosts, chunks: Sequence[tuple[int, int]], bubble_s: float, host_s: float
+    costs: SegmentCosts, chunks: Sequence[tuple[int, int]], bubble_s: float, host_s: float
 ) -> dict[str, float]:
     """Seconds of one rank's step by class; they add up to the step.
 
@@ -63,7 +64,7 @@ def _add_transfers(found: dict[str, float], transfers: Iterable[Exposed], chunks
         for a, b in chunks:
             # Of a stage's first transfer nothing is hidden.
             beside_s += float(longer[a + 1 : b].sum())
-            dp_s += float(e.expected[a:b].sum() + e.first[a])
+            dp_s += stage_exposed_s(e, a, b)
     busy_s = sum(found.values())
     share = 1 - beside_s / busy_s if busy_s else 1.0
     for name in found:

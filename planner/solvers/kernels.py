@@ -27,7 +27,7 @@ class Launch(NamedTuple):
     """Seconds of one or more kernels of one kind."""
 
     kind: str
-    """A field of `planner.solvers.prices.PassSeconds`: ``gemm``, ``attention`` or ``memory_bound``."""
+    """A field of `planner.solvers.passes.PassSeconds`: ``gemm``, ``attention`` or ``memory_bound``."""
     seconds: float
     op: int
     """Index of the (first) operation."""

@@ -24,8 +24,10 @@ from planner.job import Constraints
 from planner.layouts.model import ModelLayouts, analyse_model
 from planner.plan import Candidate, Prediction, SearchReport
 from planner.solvers.inter_op import Split, least_peak, split_stages
-from planner.solvers.prices import BlockPrice, price_block
-from planner.solvers.stage_costs import Setting, StageCosts
+from planner.solvers.prices import BlockPrice, price_blocks
+from planner.solvers.setting import Setting
+from planner.solvers.stage_costs import StageCosts
+from planner.solvers.stage_terms import stage_seconds
 
 RECOMPUTE = ("none", "selective", "full")
 ZERO_STAGES = (1, 2, 3)
@@ -190,23 +192,7 @@ class _Space:
     def costs(self, candidate: Candidate) -> StageCosts:
         key = (candidate.tp, candidate.microbatch_size)
         if key not in self._prices:
-            repeated = {segment.block for segment in self.setting.graph.segments if segment.prefix}
-            self._prices[key] = tuple(
-                price_block(
-                    block,
-                    layout,
-                    self.setting.cluster,
-                    tp=candidate.tp,
-                    sequence_parallel=candidate.sequence_parallel,
-                    batch=candidate.microbatch_size,
-                    seq_len=self.setting.job.seq_len,
-                    recomputable=index in repeated,
-                    trained=self.setting.trained[index],
-                )
-                for index, (block, layout) in enumerate(
-                    zip(self.setting.graph.blocks, self.layouts.at(candidate.tp), strict=True)
-                )
-            )
+            self._prices[key] = price_blocks(self.setting, candidate, self.layouts.at(candidate.tp))
         return StageCosts(self.setting, candidate, self._prices[key])
 
 
@@ -217,7 +203,7 @@ def predict(found: Found) -> Prediction:
     job, cluster = setting.job, setting.cluster
     stages = list(pairwise(cuts))
     breakdown = step_breakdown(
-        [costs.stage_seconds(a, b) for a, b in stages], candidate.num_microbatches, cluster.evidence
+        [stage_seconds(costs, a, b) for a, b in stages], candidate.num_microbatches, cluster.evidence
     )
     peak = cluster.device.peak(setting.precision.compute_dtype) * cluster.num_devices
     flop = model_flop(setting.graph, seq_len=job.seq_len) * job.global_batch

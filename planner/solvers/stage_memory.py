@@ -13,7 +13,7 @@ import numpy as np
 from costmodels.memory import Recipe
 from costmodels.overlap import Array
 from planner.solvers.saved import num_logits
-from planner.solvers.stage_costs import StageCosts
+from planner.solvers.segment_costs import SegmentCosts
 
 TRACED_SAVED, TRACED_BESIDE = 4, 8
 """Bytes per logit of torch's loss in fp32 as traced: its log-probabilities are saved, their gradient and the logits'
@@ -24,7 +24,7 @@ come beside them."""
 class StageBytes:
     """Bytes of a candidate's stages. Arrays are per segment."""
 
-    costs: StageCosts
+    costs: SegmentCosts
 
     @property
     def _recipe(self) -> Recipe:
@@ -43,23 +43,21 @@ class StageBytes:
     @cached_property
     def _saved_bytes(self) -> Array:
         """Per segment: what its backward reads of its forward, or makes that of."""
-        none = self.costs.per_segment([p.saved_bytes["none"] for p in self.costs.prices])
-        policy = self.costs.per_segment([p.saved_bytes[self.costs.candidate.recompute] for p in self.costs.prices])
-        return none + self.costs.recomputed * (policy - none)
+        none = self.costs.per_segment(lambda p: p.saved_bytes["none"])
+        return none + self.costs.recomputed * (self.costs.saved_bytes - none)
 
     @cached_property
     def _offloaded_bytes(self) -> Array:
         """Per segment: of what it saves, what waits in host memory."""
         setting = self.costs.setting
-        repeated = [bool(segment.prefix) for segment in setting.graph.segments]
-        return setting.execution.offload_activations * np.array(repeated) * self._saved_bytes
+        return setting.execution.offload_activations * setting.repeated * self._saved_bytes
 
     @cached_property
     def transient_bytes(self) -> Array:
         """Per segment: temporary tensors of its forward or backward."""
         other = self._other_logits
         beside = (self._recipe.logit_bytes or 0) - TRACED_BESIDE
-        return self.costs.per_segment([p.transient_bytes for p in self.costs.prices]) + beside * other
+        return self.costs.per_segment(lambda p: p.transient_bytes) + beside * other
 
     @cached_property
     def _other_logits(self) -> Array:
@@ -68,14 +66,14 @@ class StageBytes:
             return np.zeros(len(self.costs.setting.block_of))
         c, setting = self.costs.candidate, self.costs.setting
         length = setting.job.seq_len // c.cp
-        return self.costs.per_segment([num_logits(b, c.microbatch_size, length) / c.tp for b in setting.graph.blocks])
+        return setting.per_segment([num_logits(b, c.microbatch_size, length) / c.tp for b in setting.graph.blocks])
 
     @cached_property
     def work_bytes(self) -> Array:
         """Per segment: what its backward needs beside what is kept: temporary tensors, what is made again or comes back
         from the host (the next block's too), and under ZeRO-2 and 3 whole parameters and gradients (gathered ahead)."""
         c, precision = self.costs.candidate, self.costs.setting.precision
-        again = self.costs.per_segment([p.rematerialised_bytes[c.recompute] for p in self.costs.prices])
+        again = self.costs.per_segment(lambda p: p.rematerialised_bytes(c.recompute))
         whole = np.zeros_like(again)
         if c.zero_stage >= 2:
             whole += self._grad_bytes * self.costs.trained_numel
@@ -96,18 +94,12 @@ class StageBytes:
         sent = 0.0 if self._recipe.sent_outputs_freed else float(self.costs.crossing_bytes[b])
         return int(total + sent), max(0, int(peak["F"])), max(0, int(peak["B"]))
 
-    def owned(self, chunks: Sequence[tuple[int, int]]) -> float:
-        """Parameters that a rank which holds these stages updates."""
-        return float(sum(self.costs.owned_numel[a:b].sum() for a, b in chunks))
-
     def state_bytes(self, chunks: Sequence[tuple[int, int]]) -> dict[str, int]:
         """What a rank that holds these stages keeps all the time: the table of `costmodels.memory`, and buffers."""
         c, precision = self.costs.candidate, self.costs.setting.precision
         inside = [i for a, b in chunks for i in range(a, b)]
-        tied = [(n, trained) for first, later, n, trained in self.costs.tied() if {first, later} <= set(inside)]
-        numel = float(self.costs.numel[inside].sum()) - sum(n for n, _ in tied)
-        owned = self.owned(chunks)
-        trained = float(self.costs.trained_numel[inside].sum()) - sum(n for n, is_trained in tied if is_trained)
+        numel, trained = self.costs.held_numel(inside)
+        owned = float(sum(self.costs.owned_numel[a:b].sum() for a, b in chunks))
         frozen = (numel - trained) / self.costs.shards
         copies = precision.gathered_bytes if c.zero_stage else precision.copy_bytes
         parts = {

@@ -19,8 +19,10 @@ from costmodels.schedules.steady import price_step as schedule_step
 from costmodels.step import Seconds, StageSeconds
 from planner.plan import StageMemory
 from planner.solvers.classes import class_seconds
-from planner.solvers.stage_costs import StageCosts
+from planner.solvers.data_parallel import stage_exposed_s
+from planner.solvers.segment_costs import SegmentCosts
 from planner.solvers.stage_memory import StageBytes
+from planner.solvers.stage_terms import stage_seconds
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class StepPrice:
         return max(memory.total_bytes for memory in self.memory)
 
 
-def price_step(costs: StageCosts, cuts: Sequence[int]) -> StepPrice:
+def price_step(costs: SegmentCosts, cuts: Sequence[int]) -> StepPrice:
     """Simulate one step (module docstring).
 
     Args:
@@ -50,11 +52,9 @@ def price_step(costs: StageCosts, cuts: Sequence[int]) -> StepPrice:
     """
     c, execution = costs.candidate, costs.setting.execution
     stages = list(pairwise(cuts))
-    seconds = [costs.stage_seconds(a, b) for a, b in stages]
-    cost = Cost(
-        tuple(_stage_cost(costs, a, b, named) for (a, b), named in zip(stages, seconds, strict=True)),
-        sends_block=not execution.overlap_send,
-    )
+    seconds = [stage_seconds(costs, a, b) for a, b in stages]
+    memory = StageBytes(costs)
+    cost = Cost(tuple(_stage_cost(costs, memory, a, b) for a, b in stages), sends_block=not execution.overlap_send)
     step = schedule_step(c.schedule, c.pp, c.num_microbatches, cost, c.num_chunks)
     schedule = make(c.schedule, c.pp, c.pp, c.num_chunks)
     held = [sorted(set(schedule.stages_of(rank))) for rank in range(c.pp)]
@@ -68,20 +68,20 @@ def price_step(costs: StageCosts, cuts: Sequence[int]) -> StepPrice:
     terms.append(Term(name="host.step", seconds=host_s, low_s=0.0, high_s=host_s, evidence="derived"))
     return StepPrice(
         Breakdown(tuple(term for term in terms if term.high_s > 0)),
-        tuple(_memory(costs, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
+        tuple(_memory(memory, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
         class_seconds(costs, [stages[s] for s in held[last]], bubble_s, host_s),
     )
 
 
-def _stage_cost(costs: StageCosts, a: int, b: int, named: StageSeconds) -> StageCost:
+def _stage_cost(costs: SegmentCosts, memory: StageBytes, a: int, b: int) -> StageCost:
     """One virtual stage as the simulator wants it; what a microbatch gathers and reduces is part of its passes."""
     per_microbatch, _ = costs.data_parallel
-    exposed = {name: float(e.expected[a:b].sum() + e.first[a]) for name, e in per_microbatch.items()}
+    exposed = {name: stage_exposed_s(e, a, b) for name, e in per_microbatch.items()}
     gather_s = exposed.pop("dp.parameter_gather", 0.0)
     weight_s = float(costs.weight_s[a:b].sum())
     copied_out_s, copied_in_s = costs.offload_s
     backward_s = float((costs.backward_s + copied_in_s)[a:b].sum()) + sum(exposed.values())
-    saved, forward, backward = StageBytes(costs).working_bytes(a, b)
+    saved, forward, backward = memory.working_bytes(a, b)
     return StageCost(
         forward_s=float((costs.forward_s + copied_out_s)[a:b].sum()) + gather_s,
         input_grad_s=backward_s - weight_s,
@@ -114,7 +114,7 @@ def _terms(chunks: Sequence[StageSeconds], num_microbatches: int, evidence: str)
     ]
 
 
-def _memory(costs: StageCosts, chunks: Sequence[tuple[int, int]], peak: int) -> StageMemory:
+def _memory(memory: StageBytes, chunks: Sequence[tuple[int, int]], peak: int) -> StageMemory:
     """State of the chunks, and the most that activations and work take over the step."""
-    state = StageBytes(costs).state_bytes(chunks)
+    state = memory.state_bytes(chunks)
     return StageMemory(parts={name: size for name, size in {**state, "activations": peak}.items() if size})

@@ -26,7 +26,7 @@ from hardware_profiles.assemble import uniform_cluster
 from hardware_profiles.cluster import Cluster
 from hardware_profiles.errors import ProfileError, UnknownNameError
 from hardware_profiles.figures import Figure
-from hardware_profiles.load import load_profile
+from hardware_profiles.load import load_profile, names
 from hardware_profiles.network_sections import NicSection
 from hardware_profiles.schema import Profile
 
@@ -105,9 +105,12 @@ def cluster_of(
     ``note`` states of the network counts where ``interconnect`` states nothing. Raises `UnknownNameError` with the
     known names, and `ProfileError` for a number of devices below 1 or a part of a node that its links do not join.
     """
-    if hardware not in _PROFILES:
-        raise UnknownNameError("hardware of a measurement", hardware, _PROFILES)
-    name, unsaid = _PROFILES[hardware]
+    if hardware in names() and isinstance(load_profile(hardware), Profile):
+        name, unsaid = hardware, None
+    elif hardware in _PROFILES:
+        name, unsaid = _PROFILES[hardware]
+    else:
+        raise UnknownNameError("hardware of a measurement", hardware, (*_PROFILES, *names()))
     if gpus < 1:
         raise ProfileError(f"{hardware}: number of devices ({gpus}) must be at least 1")
     profile = _profile(name)

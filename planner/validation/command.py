@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import UnknownNameError, UsageError
-from planner.validation.cases import Case, load_cases
+from planner.validation.case_files import load_cases
+from planner.validation.cases import Case
 from planner.validation.facts import shipped_cases
 from planner.validation.outcomes import Outcome, entries, price_all
 from planner.validation.statistics import Summary, summarise
@@ -41,6 +42,16 @@ def left_out(outcomes: Sequence[Outcome], progress: Callable[[str], None]) -> tu
     from planner.validation.pricing import price_with
 
     return observations.left_out(outcomes, price_with, progress)
+
+
+def gate(summary: Summary) -> tuple[str, float | None]:
+    """What a limit on the median error is held against, in words, and that error: the headline's dense models; where there
+    are none, those of all scored rows; where there are none either, models with experts."""
+    for kind in ("dense", "moe"):
+        for name, found in (("headline", summary.headline), ("scored rows", summary.all_scored)):
+            if kind in found:
+                return f"{name}, {kind} models", found[kind].median
+    return "scored rows", None
 
 
 def to_json(outcomes: Iterable[Outcome], summary: Summary) -> str:

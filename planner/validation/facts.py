@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from planner.validation.cases import FORMAT, Case
+from planner.validation.case_files import FORMAT
+from planner.validation.cases import Case
 
 FILE = "cases.json"
 

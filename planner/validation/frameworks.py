@@ -1,23 +1,21 @@
 """How the frameworks of published runs execute a layout, generation by generation.
 
 A generation is told by the framework's name, version and, where a source states them, its flags (flash attention,
-overlap, compilation). Statements of a row come before the generation's defaults; no rule looks at a model or a result.
+overlap, compilation). Statements of a row come before the generation's defaults; no rule looks at a result. NVIDIA's own
+tables run its performance recipes, which differ from a library's defaults: they are told by the machine's name (``dgx-``).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.execution import Execution
+from planner.execution import CALL_S, TORCH, Execution
 from planner.validation.cases import Case
 from planner.validation.memory import recipe_of
 
-EAGER_CALL_S = 15e-6
-"""Host time per ATen call of eager torch: Python, dispatcher and autograd."""
-
 _MEGATRON_2021 = Execution(
     generation="megatron-2021", attention="unfused", dropout=True, fused_pointwise=True, early_stop=False,
-    scatter_sends=True, overlap_gradients=False, overlap_gather=False, overlap_send=False, host_call_s=EAGER_CALL_S,
+    scatter_sends=True, overlap_gradients=False, overlap_gather=False, overlap_send=False, host_call_s=CALL_S,
     accumulate_bytes=8,
 )  # fmt: skip
 """Megatron-LM and Megatron-DeepSpeed before flash attention: fused softmax, bias and activation kernels, gradients
@@ -25,12 +23,9 @@ reduced after the backward pass, blocking sends (Narayanan et al. 2021, section 
 
 _MEGATRON_CORE = Execution(
     generation="megatron-core", fused_pointwise=True, early_stop=False, scatter_sends=True, overlap_send=False,
-    host_call_s=EAGER_CALL_S, accumulate_bytes=8,
+    host_call_s=CALL_S, accumulate_bytes=8,
 )  # fmt: skip
 """Megatron-Core with TransformerEngine: flash attention, fused kernels, distributed optimizer with both overlaps."""
-
-_FSDP = Execution(attention="flash2", host_call_s=EAGER_CALL_S)
-"""Eager torch under FSDP, DeepSpeed ZeRO-3 and their like."""
 
 _GENERATIONS = {
     "megatron-deepspeed": _MEGATRON_2021,
@@ -43,16 +38,16 @@ _GENERATIONS = {
     "mindspeed": replace(_MEGATRON_CORE, generation="mindspeed"),
     "mindformers": replace(_MEGATRON_CORE, generation="mindspeed"),
     "internevo": replace(
-        _MEGATRON_CORE, generation="torch", attention="flash2", fused_pointwise=False, host_call_s=EAGER_CALL_S
+        _MEGATRON_CORE, generation="torch", attention="flash2", fused_pointwise=False, host_call_s=CALL_S
     ),
-    "paddlenlp": replace(_MEGATRON_CORE, generation="torch", fused_pointwise=False, host_call_s=EAGER_CALL_S),
-    "llm-foundry": replace(_FSDP, attention="flash1"),
-    "torchtitan": _FSDP,
-    "fsdp": _FSDP,
-    "yafsdp": _FSDP,
-    "deepspeed": replace(_FSDP, generation="deepspeed"),
-    "xtuner": replace(_FSDP, generation="deepspeed"),
-    "maxtext": replace(_FSDP, generation="xla", fused_pointwise=True, host_call_s=0.0),
+    "paddlenlp": replace(_MEGATRON_CORE, generation="torch", fused_pointwise=False, host_call_s=CALL_S),
+    "llm-foundry": replace(TORCH, attention="flash1"),
+    "torchtitan": TORCH,
+    "fsdp": TORCH,
+    "yafsdp": TORCH,
+    "deepspeed": replace(TORCH, generation="deepspeed"),
+    "xtuner": replace(TORCH, generation="deepspeed"),
+    "maxtext": replace(TORCH, generation="xla", fused_pointwise=True, host_call_s=0.0),
 }
 
 EXPERT_CALL_S = 9e-6
@@ -99,7 +94,7 @@ def precision_of(case: Case) -> str:
     """Recipe of `costmodels.memory.PRECISIONS` of a run; products of lower precision are `execution_of`'s."""
     if case.precision in ("fp16", "fp32"):
         return case.precision
-    halved = case.pure_low_precision or case.framework in _REDUCES_HALF
+    halved = case.pure_low_precision or case.framework in _REDUCES_HALF or recipe_of(case).accumulated_bytes == 2
     return "bf16-reduced" if halved else "bf16"
 
 
@@ -108,7 +103,7 @@ def execution_of(case: Case) -> tuple[Execution, tuple[str, ...]]:
     assumed: list[str] = []
     found = _GENERATIONS.get(case.framework)
     if found is None:
-        found = _MEGATRON_CORE if (case.tp or 1) * (case.pp or 1) > 1 else _FSDP
+        found = _MEGATRON_CORE if (case.tp or 1) * (case.pp or 1) > 1 else TORCH
         alike = "Megatron-Core" if found is _MEGATRON_CORE else "FSDP"
         assumed.append(f"unknown framework {case.framework}: executed like {alike}")
     if case.framework == "megatron-lm" and case.date and case.date < "2023":
@@ -146,7 +141,14 @@ def execution_of(case: Case) -> tuple[Execution, tuple[str, ...]]:
         found = replace(found, linear_dtype=LOW_PRECISION[case.precision])
     if case.precision == "fp16":
         found = replace(found, accumulate_bytes=min(found.accumulate_bytes, 6))
-    return replace(found, recipe=recipe_of(case)), tuple(assumed)
+    if case.optimizer not in (None, "adam"):
+        assumed.append(f"optimizer {case.optimizer}: priced as Adam")
+    if case.task is not None and "lora" in case.task:
+        assumed.append(f"task {case.task}: priced as if all parameters were trained")
+    recipe = recipe_of(case)
+    if recipe.accumulated_bytes == 2:
+        found = replace(found, accumulate_bytes=min(found.accumulate_bytes, 4))
+    return replace(found, recipe=recipe), tuple(assumed)
 
 
 def _with_experts(found: Execution, case: Case) -> Execution:

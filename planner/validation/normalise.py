@@ -1,114 +1,16 @@
 """What sources write in words, as short codes: general rules over the text, none of them for one row.
 
-A rule is a pattern and the code that it gives; where the first match counts, order says which. What brackets hold are
-comments of the collector, so they are cut off where a source's own words count. What no rule knows gives None.
+A rule is a pattern and the code that it gives (`planner.validation.normalise_rules`). What brackets hold are comments
+of the collector, so they are cut off where a source's own words count. What no rule knows gives None.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from planner.validation import normalise_rules as rules
 from planner.validation.clusters import network_of
-
-Precision = Literal["fp32", "bf16", "fp16", "fp8", "mxfp8", "nvfp4"]
-MemoryKind = Literal["allocated", "reserved", "nvidia-smi", "unspecified"]
-Schedule = Literal["none", "1f1b", "interleaved", "gpipe"]
-Sharding = Literal["ddp", "zero", "fsdp", "hsdp"]
-
-_Rules = Sequence[tuple[str, str]]
-
-_PRECISIONS: _Rules = (
-    ("nvfp4", "nvfp4"),
-    ("mxfp8|fp8-mx", "mxfp8"),
-    ("fp8", "fp8"),
-    ("^(bf16|pure bf16|amp_bf16)", "bf16"),
-    ("^(fp16|amp)", "fp16"),
-    ("^(fp32|tf32)", "fp32"),
-)
-_MEMORY_KINDS: _Rules = (
-    ("reserved", "reserved"),
-    ("allocated|torch peak", "allocated"),
-    ("nvidia-smi", "nvidia-smi"),
-    ("mem|gib|gb", "unspecified"),
-)
-_SCHEDULES: _Rules = (("interleaved", "interleaved"), ("1f1b", "1f1b"), ("gpipe", "gpipe"), ("^none", "none"))
-_FRAMEWORKS: _Rules = (
-    ("megatron-bridge", "megatron-bridge"),
-    ("mindspeed|modellink", "mindspeed"),
-    ("mindformers", "mindformers"),
-    ("megascale", "megascale"),
-    ("sailor", "sailor"),
-    ("primus", "primus"),
-    ("x-moe", "x-moe"),
-    ("gpt-neox", "gpt-neox"),
-    ("megatron-deepspeed", "megatron-deepspeed"),
-    ("nemo", "nemo"),
-    ("megatron-core|mcore", "megatron-core"),
-    ("megatron-lm", "megatron-lm"),
-    ("llm foundry|llm-foundry", "llm-foundry"),
-    ("torchtitan", "torchtitan"),
-    ("internevo", "internevo"),
-    ("xtuner", "xtuner"),
-    ("yafsdp", "yafsdp"),
-    ("paddlenlp", "paddlenlp"),
-    ("maxtext", "maxtext"),
-    ("nanotron", "nanotron"),
-    ("colossalai", "colossalai"),
-    ("nnscaler", "nnscaler"),
-    ("picotron", "picotron"),
-    ("fsdp", "fsdp"),
-    ("deepspeed", "deepspeed"),
-    ("pytorch", "pytorch"),
-)
-_TASKS: _Rules = (("lora", "lora"), ("^pretrain", "pretrain"), ("sft|fine-tune", "sft"))
-_OPTIMIZERS: _Rules = (("adafactor", "adafactor"), ("adam", "adam"), ("muon", "muon"))
-_OFFLOADS: _Rules = (("activation", "activations"), ("optimizer", "optimizer"), ("none", "none"))
-_MACHINES: _Rules = (
-    ("jean zay", "jean-zay"),
-    ("selene", "selene"),
-    ("clariden", "clariden"),
-    ("lumi", "lumi"),
-    ("frontier", "frontier"),
-    ("grand teton", "grand-teton"),
-    ("hopper-prod", "hopper-prod"),
-    ("dgx-gb300", "dgx-gb300"),
-    ("dgx-gb200", "dgx-gb200"),
-    ("dgx-b300", "dgx-b300"),
-    ("dgx-b200", "dgx-b200"),
-    ("dgx-h100", "dgx-h100"),
-    ("dgx cloud", "dgx-cloud"),
-)
-_FLOPS: _Rules = (
-    ("older estimate", "sc21-early"),
-    ("sc21|96\\*b|megatron formula", "sc21"),
-    ("4\\*l\\*d\\*seq|2 l h s\\^2", "6n-attention"),
-    ("kv/heads", "attention-full"),
-    ("xtuner", "hardware-causal"),
-    ("not stated|not defined", "unknown"),
-    ("model", "model"),
-)
-_MFUS: _Rules = (("nanogpt|palm", "6n-attention"), ("6 ?\\* ?n|\\*6\\*", "6n"))
-_OVERLAPS: _Rules = (
-    ("overlap-grad-reduce|overlap_grad_sync|grad reduce|grad/param|ddp impl torch", "grad_reduce"),
-    ("overlap-param-gather|overlap_param_sync|param gather|grad/param", "param_gather"),
-    ("ddp impl local", "no_grad_reduce"),
-    ("hybrid-zero", "zero"),
-    ("ub_tp_comm|tp-comm-overlap|asynctp|mc2|tp overlap|fine_grain_interleave=[2-9]", "tp"),
-    ("overlap_p2p|pp overlap", "pp"),
-    ("deepep", "deepep"),
-    ("moe-permutation-async", "ep"),
-)
-_ROUTINGS: _Rules = (("forced.balance|force-balance", "forced-balance"), ("dropless", "dropless"))
-_MODULES: _Rules = (
-    ("\\bmoe\\b", "moe"),
-    ("moe_act", "moe_act"),
-    ("layernorm", "layernorm"),
-    ("per.op", "op"),
-    ("swap-attention", "attention"),
-    ("activation-function", "activation_function"),
-)
 
 
 class Recomputation(NamedTuple):
@@ -125,52 +27,52 @@ class Recomputation(NamedTuple):
 
 def precision(text: str | None) -> str | None:
     """``bf16``, ``fp16``, ``fp8``, ``mxfp8``, ``nvfp4`` or ``fp32``; of two in one text the first, or the FP8."""
-    return _first(_PRECISIONS, text)
+    return _first(rules.PRECISIONS, text)
 
 
 def memory_kind(text: str | None) -> str | None:
     """What a memory figure counts: ``unspecified`` where a source prints a size without saying of what."""
-    return _first(_MEMORY_KINDS, text)
+    return _first(rules.MEMORY_KINDS, text)
 
 
 def schedule(text: str | None) -> str | None:
     """Pipeline schedule; ``none`` where there is no pipeline."""
-    return _first(_SCHEDULES, text)
+    return _first(rules.SCHEDULES, text)
 
 
 def task(text: str | None) -> str | None:
     """``pretrain``, ``sft`` or ``lora``."""
-    return _first(_TASKS, text)
+    return _first(rules.TASKS, text)
 
 
 def optimizer(text: str | None) -> str | None:
     """``adam`` for all of that family, or ``adafactor``, ``muon``."""
-    return _first(_OPTIMIZERS, text)
+    return _first(rules.OPTIMIZERS, text)
 
 
 def offload(text: str | None) -> str | None:
     """What is moved to the host's memory, or ``none``."""
-    return _first(_OFFLOADS, text)
+    return _first(rules.OFFLOADS, text)
 
 
 def machine(text: str | None) -> str | None:
     """A machine that has a name of its own."""
-    return _first(_MACHINES, text)
+    return _first(rules.MACHINES, text)
 
 
 def flops(kind: str | None, definition: str | None) -> str | None:
     """Whose FLOP the TFLOP/s or MFU of a row are: a name that `planner.validation.metrics` knows."""
-    return _first(_FLOPS, kind) or _first(_MFUS, definition)
+    return _first(rules.FLOPS, kind) or _first(rules.MFUS, definition)
 
 
 def routing(text: str | None) -> str | None:
     """How tokens were sent to experts: ``forced-balance`` or ``dropless``."""
-    return _first(_ROUTINGS, text)
+    return _first(rules.ROUTINGS, text)
 
 
 def framework(text: str) -> tuple[str, str | None]:
     """Family and version of the framework; the text itself in lower case where no rule knows it."""
-    family = _first(_FRAMEWORKS, text) or text.lower()
+    family = _first(rules.FRAMEWORKS, text) or text.lower()
     inner = re.search(r"nemo[: ]\s*([\d.]+)", text, re.IGNORECASE)
     found = inner or re.search(r"(?<!TE )\b[vr]?(\d+\.\d+[\w.]*)", text, re.IGNORECASE)
     return family, found[1] if found else None
@@ -178,7 +80,7 @@ def framework(text: str) -> tuple[str, str | None]:
 
 def overlaps(*texts: str | None) -> tuple[str, ...]:
     """What communication is hidden behind computation, as far as stated; ``no_grad_reduce`` is stated not to be."""
-    return _all(_OVERLAPS, " ".join(_plain(text) for text in texts if text))
+    return _all(rules.OVERLAPS, " ".join(_plain(text) for text in texts if text))
 
 
 def context_parallel_kind(*texts: str | None) -> str | None:
@@ -220,7 +122,7 @@ def recomputation(text: str | None) -> Recomputation:
     return Recomputation(
         layers=next(int(group) for group in layers.groups() if group) if layers else None,
         stage_layers=_numbers(stages[1]) if stages else (),
-        modules=_all(_MODULES, text.lower()),
+        modules=_all(rules.MODULES, text.lower()),
         inferred=text.startswith("inferred"),
     )
 
@@ -251,15 +153,15 @@ def citation(text: str | None) -> str | None:
     return re.sub(r"[\s,/]*(\([^)]*\bindex\b[^)]*\)|\bstored (blog|text)( id \d+)?)", "", text).strip() or None
 
 
-def _first(rules: _Rules, text: str | None) -> str | None:
+def _first(table: rules.Rules, text: str | None) -> str | None:
     """Code of the first rule that matches, case aside."""
-    found = (code for pattern, code in rules if text and re.search(pattern, text.strip(), re.IGNORECASE))
+    found = (code for pattern, code in table if text and re.search(pattern, text.strip(), re.IGNORECASE))
     return next(found, None)
 
 
-def _all(rules: _Rules, text: str) -> tuple[str, ...]:
+def _all(table: rules.Rules, text: str) -> tuple[str, ...]:
     """Codes of all rules that match, case aside, in alphabetical order."""
-    return tuple(sorted({code for pattern, code in rules if re.search(pattern, text, re.IGNORECASE)}))
+    return tuple(sorted({code for pattern, code in table if re.search(pattern, text, re.IGNORECASE)}))
 
 
 def _plain(text: str) -> str:

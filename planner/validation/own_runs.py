@@ -18,10 +18,11 @@ from planner.calibration.profile import Refinement
 from planner.calibration.shipped import shipped
 from planner.errors import MeshwrightError
 from planner.validation.cases import Case
+from planner.validation.layout import layout_of
 from planner.validation.metrics import measured_step_s
 from planner.validation.observations import ROUNDS, observe
 from planner.validation.outcomes import Outcome, price_all
-from planner.validation.pricing import Priced, layout_of, price_with
+from planner.validation.pricing import Priced, price_with
 
 FIGURES: Mapping[str, str] = {
     "gemm": "products",

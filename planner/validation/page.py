@@ -29,6 +29,11 @@ _SWEEPS = (
     "A sweep is one model, sequence length and precision on one machine with one framework; its runs differ in layout "
     "and batch."
 )
+_MEMORY = (
+    "By what the source's counter counts. These errors are in-sample: no constant of calibration scales memory, but what "
+    "the counters add to tensors, and what frameworks keep, was found on these rows "
+    "([which](calibration.md#numbers-outside-of-the-fit-that-rows-informed))."
+)
 _INTRODUCTION = """\
 # Accuracy
 
@@ -36,7 +41,9 @@ Every published training run that Meshwright knows is priced with exactly its la
 measured: seconds per optimizer step, and memory of the fullest device. Errors are relative to the measured figure,
 medians and percentiles of their absolute values; the bias is the median with its sign, positive where predictions are
 too slow. The headline counts at most five spread rows of each sweep, so that a large sweep does not dominate. Rows
-that leave settings open, repeat others or contradict themselves are priced and listed, but not counted.
+that leave batch or layout open, repeat others or contradict themselves are priced and listed, but not counted. Of
+counted rows about a third leave something smaller open (recomputation, the network, sequence parallelism): the
+default of the framework is priced, never what fits better; `meshwright validate --json` says what was assumed.
 """
 
 
@@ -53,7 +60,7 @@ def render_page(
         f"{_SWEEPS} {ranking_words(summary.rankings)}.\n",
         table(("sweep", "rows", "rank correlation", "place of the measured best"), _rankings(summary.rankings)),
         "## Memory\n",
-        f"By what the source's counter counts. {feasibility_words(summary.feasibility)}.\n",
+        f"{_MEMORY} {feasibility_words(summary.feasibility)}.\n",
         table(("counter", *_ACCURACY_HEAD), _accuracies(summary.memory)),
         calibration,
         "## Step time in parts\n",

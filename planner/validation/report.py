@@ -94,11 +94,12 @@ def ranking_words(rankings: Sequence[Ranking]) -> str:
     correlations = [ranking.spearman for ranking in rankings if ranking.spearman is not None]
     if not correlations:
         return "no sweep has enough priced rows"
+    chance = sum(min(1.0, BEST / ranking.rows) for ranking in rankings)
     mean, middle = statistics.fmean(correlations), statistics.median(correlations)
     found = sum(ranking.best_found for ranking in rankings)
     return (
         f"{len(rankings)} sweeps: rank correlation {mean:.2f} in the mean, {middle:.2f} in the median, "
-        f"measured best among our {BEST} best in {found} of them"
+        f"measured best among our {BEST} best in {found} of them ({chance:.0f} by chance)"
     )
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _whole(value: Any) -> Any:
+    """A count that a table's software wrote as ``8.0``."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole)]
 
 
 class Row(BaseModel):
@@ -22,44 +30,44 @@ class Row(BaseModel):
     hardware: str
     hardware_note: str | None = None
     interconnect: str | None = None
-    nodes: int | None = None
-    gpus_per_node: int | None = None
-    gpus: int | None = None
+    nodes: Count | None = None
+    gpus_per_node: Count | None = None
+    gpus: Count | None = None
     model: str
-    layers: int | None = None
-    hidden: int | None = None
-    ffn: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    vocab: int | None = None
-    seq_len: int | None = None
+    layers: Count | None = None
+    hidden: Count | None = None
+    ffn: Count | None = None
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    head_dim: Count | None = None
+    vocab: Count | None = None
+    seq_len: Count | None = None
     gated_mlp: bool | None = None
     tied_embeddings: bool | None = None
-    experts: int | None = None
-    topk: int | None = None
-    moe_ffn: int | None = None
-    shared_expert_ffn: int | None = None
+    experts: Count | None = None
+    topk: Count | None = None
+    moe_ffn: Count | None = None
+    shared_expert_ffn: Count | None = None
     params_b: float | None = None
     active_params_b: float | None = None
     precision: str | None = None
     optimizer: str | None = None
-    framework: str
+    framework: str = "unknown"
     task: str | None = None
-    global_batch: int | None = None
+    global_batch: Count | None = None
     global_batch_unit: str | None = None
-    micro_batch: int | None = None
-    num_microbatches: int | None = None
-    tp: int | None = None
-    pp: int | None = None
-    vpp: int | None = None
+    micro_batch: Count | None = None
+    num_microbatches: Count | None = None
+    tp: Count | None = None
+    pp: Count | None = None
+    vpp: Count | None = None
     schedule: str | None = None
-    dp: int | None = None
-    zero_stage: int | None = None
+    dp: Count | None = None
+    zero_stage: Count | None = None
     sharding_note: str | None = None
     sp: bool | None = None
-    cp: int | None = None
-    ep: int | None = None
+    cp: Count | None = None
+    ep: Count | None = None
     recompute: Literal["none", "selective", "full", "partial"] | None = None
     recompute_detail: str | None = None
     offload: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from planner import cli
-from planner.validation.cases import load_cases
+from planner.validation.case_files import load_cases
 from planner.validation.pricing import price
 from tests.planner.validation.rows import ROW, write
 

@@ -19,7 +19,7 @@ from planner.layouts.model import matches
 from planner.plan import PlanResult
 from planner.planning import describe, make_plan
 from planner.solvers.search import model_flop, search
-from planner.solvers.stage_costs import Setting
+from planner.solvers.setting import Setting
 from tests.planner.layouts.small import capture_once, captured
 
 TOY = "tests/hardware_profiles/toy.toml"

@@ -11,8 +11,9 @@ from hardware_profiles.load import load_cluster
 from planner.job import Constraints, Job
 from planner.layouts.model import ModelLayouts, analyse_model
 from planner.plan import Candidate
-from planner.solvers.prices import BlockPrice, price_block
-from planner.solvers.stage_costs import Setting, StageCosts
+from planner.solvers.prices import BlockPrice, price_blocks
+from planner.solvers.setting import Setting
+from planner.solvers.stage_costs import StageCosts
 from tests.planner.layouts.small import graph
 
 TOY = "tests/hardware_profiles/toy.toml"
@@ -72,12 +73,5 @@ def costs(case: Case, candidate: Candidate) -> StageCosts:
     """A candidate's prices, block by block."""
     tp, batch = candidate.tp, candidate.microbatch_size
     if (tp, batch) not in case.prices:
-        repeated = {segment.block for segment in case.graph.segments if segment.prefix}
-        case.prices[tp, batch] = tuple(
-            price_block(
-                block, layout, case.cluster, tp=tp, sequence_parallel=candidate.sequence_parallel, batch=batch,
-                seq_len=case.job.seq_len, recomputable=index in repeated, trained=case.trained[index],
-            )
-            for index, (block, layout) in enumerate(zip(case.graph.blocks, case.layouts.at(tp), strict=True))
-        )  # fmt: skip
+        case.prices[tp, batch] = price_blocks(case, candidate, case.layouts.at(tp))
     return StageCosts(case, candidate, case.prices[tp, batch])

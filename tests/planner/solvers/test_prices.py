@@ -98,7 +98,8 @@ def test_recomputing_more_keeps_less_and_what_is_gone_comes_back(family: str, tp
     found = price(family, tp, sequence_parallel=along)
     kept = found.saved_bytes
     assert kept["full"] <= kept["selective"] <= kept["none"]
-    assert {policy: kept["none"] - held for policy, held in kept.items()} == found.rematerialised_bytes
+    assert found.rematerialised_bytes("none") == 0
+    assert found.rematerialised_bytes("full") + kept["full"] == kept["none"]
     again = [found.again[policy].compute for policy in ("none", "selective", "full")]
     assert again == sorted(again)
     assert again[0] == 0

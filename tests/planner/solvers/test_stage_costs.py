@@ -12,6 +12,7 @@ from hardware_profiles.topology import boundary
 from planner.plan import Candidate
 from planner.solvers.inter_op import least_peak, split_stages
 from planner.solvers.stage_costs import StageCosts
+from planner.solvers.stage_terms import stage_seconds
 from tests.planner.solvers.small import candidates, costs, setting
 
 FAMILIES = ["gqa", "gpt", "mixtral", "resnet"]
@@ -33,7 +34,7 @@ def test_named_seconds_are_the_entries_of_the_matrices(family: str) -> None:
     for found in some(family):
         m = found.candidate.num_microbatches
         for a, b in ranges(len(found.setting.block_of)):
-            stage = found.stage_seconds(a, b)
+            stage = stage_seconds(found, a, b)
             assert isclose(stage.microbatch_s, found.microbatch_s[a, b], rel_tol=1e-9)
             assert isclose(stage.step_s, found.once_s[a, b], rel_tol=1e-9, abs_tol=1e-15)
             weight = (m - 1) * stage.microbatch_s + stage.step_s
@@ -91,7 +92,7 @@ def test_a_stage_is_the_direct_sum_over_its_segments() -> None:
             over_tp = sum(p.forward.collectives + p.backward.collectives for p in prices[a:b])
             over_tp += sum(p.collectives for p in again)
             sends = borders * communication.send_recv_s(link, crossing) if link else 0.0
-            named = found.stage_seconds(a, b).per_microbatch
+            named = stage_seconds(found, a, b).per_microbatch
             exposed = sum(seconds.expected for name, seconds in named.items() if name.startswith("dp."))
             assert found.microbatch_s[a, b] == pytest.approx(compute + over_tp + sends + exposed)
 
@@ -141,6 +142,7 @@ def test_parameters_of_a_stage_are_counted_once_each_also_tied_ones(family: str,
             parts = found.memory_parts
             for a, b in ranges(len(case.block_of)):
                 held = held_parameters(found, a, b)
+                assert found.held_numel(range(a, b)) == (held, held)
                 assert parts["parameters"][a, b] == pytest.approx(4 * held)
                 assert parts["gradients"][a, b] == pytest.approx(4 * held)
                 assert parts["optimizer"][a, b] == pytest.approx(8 * held)
@@ -166,7 +168,7 @@ def test_tied_gradients_cross_the_pipeline_only_where_there_is_one() -> None:
 
 def test_without_tensor_parallelism_ranks_reduce_nothing_over_it() -> None:
     for found in some("gqa"):
-        names = found.stage_seconds(0, 1)
+        names = stage_seconds(found, 0, 1)
         seconds = names.per_step["tp.gradient_reduce"].expected
         assert (seconds > 0) == found.candidate.sequence_parallel or found.prices[0].replicated_numel == 0
         if found.candidate.tp == 1:

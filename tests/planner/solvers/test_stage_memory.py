@@ -14,8 +14,9 @@ from planner.job import Job
 from planner.layouts.model import analyse_model
 from planner.models import DenseDecoderConfig
 from planner.plan import Candidate
-from planner.solvers.prices import price_block
-from planner.solvers.stage_costs import Setting, StageCosts
+from planner.solvers.prices import price_blocks
+from planner.solvers.segment_costs import SegmentCosts
+from planner.solvers.setting import Setting
 from planner.solvers.stage_memory import StageBytes
 from planner.solvers.step_price import price_step
 
@@ -28,7 +29,7 @@ LOSSES = (4, 6, 10)
 def costs(
     recipe: Recipe | None = None, *, precision: str = "bf16", recompute: str = "none", offload: bool = False,
     pp: int = 1, dp_shard: int = 1, zero_stage: int = 0,
-) -> StageCosts:  # fmt: skip
+) -> SegmentCosts:  # fmt: skip
     config = DenseDecoderConfig(
         vocab_size=V, max_seq_len=S, dim=H, num_layers=L, num_heads=4, num_kv_heads=4, head_dim=H // 4,
         hidden_dim=4 * H, activation="gelu", norm="layer", norm_eps=1e-5, positions="learned", bias=True,
@@ -42,18 +43,11 @@ def costs(
     cluster = load_cluster("h100-sxm:1x8")
     batch = candidate.num_microbatches * candidate.dp_shard * candidate.dp_replicate
     setting = Setting(graph, cluster, Job(global_batch=batch, seq_len=S, precision=precision), execution)
-    prices = [
-        price_block(
-            block, layout, cluster, tp=candidate.tp, sequence_parallel=False, batch=1, seq_len=S,
-            recomputable=any(s.prefix and s.block == i for s in graph.segments), trained=setting.trained[i],
-            execution=execution,
-        )
-        for i, (block, layout) in enumerate(zip(graph.blocks, analyse_model(graph).blocks, strict=True))
-    ]  # fmt: skip
-    return StageCosts(setting, candidate, prices)
+    prices = price_blocks(setting, candidate, analyse_model(graph).blocks)
+    return SegmentCosts(setting, candidate, prices)
 
 
-def per_parameter(found: StageCosts) -> float:
+def per_parameter(found: SegmentCosts) -> float:
     state = StageBytes(found).state_bytes([(0, len(found.setting.block_of))])
     return sum(size for name, size in state.items() if name != "buffers") / MODEL
 

@@ -8,8 +8,9 @@ import pytest
 
 from planner.execution import Execution
 from planner.plan import Candidate
-from planner.solvers.prices import price_block
-from planner.solvers.stage_costs import StageCosts
+from planner.solvers.prices import price_blocks
+from planner.solvers.segment_costs import SegmentCosts
+from planner.solvers.stage_terms import stage_seconds
 from planner.solvers.step_price import StepPrice, price_step
 from tests.planner.solvers.small import Case, costs, setting
 
@@ -27,16 +28,8 @@ def priced(chosen: Candidate, cuts: tuple[int, ...], execution: Execution | None
     if execution is None:
         return price_step(costs(case, chosen), cuts)
     case = Case(case.graph, case.cluster, case.job, execution)
-    repeated = {segment.block for segment in case.graph.segments if segment.prefix}
-    prices = tuple(
-        price_block(
-            block, layout, case.cluster, tp=chosen.tp, sequence_parallel=chosen.sequence_parallel,
-            batch=chosen.microbatch_size, seq_len=case.job.seq_len, recomputable=index in repeated,
-            trained=case.trained[index], execution=execution,
-        )
-        for index, (block, layout) in enumerate(zip(case.graph.blocks, case.layouts.at(chosen.tp), strict=True))
-    )  # fmt: skip
-    return price_step(StageCosts(case, chosen, prices), cuts)
+    prices = price_blocks(case, chosen, case.layouts.at(chosen.tp))
+    return price_step(SegmentCosts(case, chosen, prices), cuts)
 
 
 def whole() -> tuple[int, int]:
@@ -71,7 +64,7 @@ def test_two_stages_are_one_f_one_b_by_hand(num_microbatches: int) -> None:
     found = priced(chosen, cuts)
     assert found.step_s > steady
     # Nothing can take longer than all stages one after the other, sends and once-per-step work included.
-    once = sum(stage.stage_seconds(a, b).step_s for a, b in pairwise(cuts))
+    once = sum(stage_seconds(stage, a, b).step_s for a, b in pairwise(cuts))
     assert found.step_s <= num_microbatches * (sum(first) + sum(last) + 2 * sends) + once
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from planner.validation.cases import CasesError, load_cases
+from planner.validation.case_files import CasesError, load_cases
 from tests.planner.validation.rows import ROW, case, published, write
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 
-from planner.validation.cases import load_cases
+from planner.validation.case_files import load_cases
 from planner.validation.facts import FILE, pack, shipped_cases, unpack
 from tests.planner.validation.rows import case, published
 

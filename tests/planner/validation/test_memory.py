@@ -8,7 +8,7 @@ import pytest
 
 from costmodels.units import GIB
 from planner.validation import memory
-from planner.validation.cases import load_cases
+from planner.validation.case_files import load_cases
 from planner.validation.memory import counter_bytes, default_zero_stage, least_driver_bytes, recipe_of
 from planner.validation.outcomes import Outcome, price_all
 from planner.validation.pricing import price

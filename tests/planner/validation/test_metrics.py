@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from planner.validation.cases import MEASURED, Case, load_cases
+from planner.validation.case_files import load_cases
+from planner.validation.cases import MEASURED, Case
 from planner.validation.metrics import measured_step_s, metric_at, step_flop, step_s_of
 from tests.planner.validation.rows import case, published
 

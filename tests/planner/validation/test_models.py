@@ -7,7 +7,8 @@ import pytest
 
 from planner.capture.families import family_graph
 from planner.models import DenseDecoderConfig, LatentAttentionConfig, MoEDecoderConfig, preset
-from planner.validation.cases import CannotPriceError, Case, load_cases
+from planner.validation.case_files import load_cases
+from planner.validation.cases import CannotPriceError, Case
 from planner.validation.models import config_of
 
 ROWS = Path(__file__).parents[3].parent / "shared" / "validation" / "cases.json"

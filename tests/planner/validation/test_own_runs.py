@@ -68,7 +68,7 @@ def test_the_profile_prices_as_fitted(found: OwnFit, tmp_path: Path, monkeypatch
     assert mine.device.efficiency.gemm.evidence == "measured"
     assert "runs.json, 2025-01-31" in (mine.device.efficiency.gemm.source or "")
     monkeypatch.setattr(
-        "planner.validation.pricing.cluster_of",
+        "planner.validation.layout.cluster_of",
         lambda *_, gpus, **__: clusters.Machine(uniform_cluster("mine", mine, 1, gpus, name="mine")),
     )
     for outcome in found.after:
