@@ -33,8 +33,10 @@ def validate(
     max_median: Annotated[
         float | None,
         typer.Option(
-            metavar="PERCENT", min=0, help="Exit code 6 where the median error of dense models is larger: of the headline's "
-            "rows, or of all that are scored where none is of the headline."
+            metavar="PERCENT",
+            min=0,
+            help="Exit code 6 where the median error of dense models is larger: of the headline's "
+            "rows, or of all that are scored where none is of the headline.",
         ),
     ] = None,
     docs: Annotated[

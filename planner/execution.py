@@ -64,8 +64,6 @@ class Execution:
     host_call_s: float = 0.0
     """Host time per ATen call of the model, views included: Python, dispatcher, autograd. Where a pass of a block takes
     the host longer than the device, the device waits."""
-    step_overhead_s: float = 0.0
-    """Host time per step that nothing hides: data loading, logging, synchronisation."""
     time_factor: tuple[tuple[str, float], ...] = ()
     """Factors on the seconds of classes of operations (`planner.solvers.classes.CLASSES`), where a run is known to
     differ from what the device's figures promise (`planner.calibration`)."""
@@ -85,5 +83,5 @@ CALL_S = 15e-6
 """Host time per ATen call of eager torch: Python, dispatcher, autograd. Of the order that its profiler shows for small
 operators; processors differ by a factor of two, which the constants of calibration take up."""
 
-TORCH = Execution(attention="flash2", host_call_s=CALL_S)
+TORCH_EAGER = Execution(attention="flash2", host_call_s=CALL_S)
 """Eager torch with ``fully_shard``, as it is planned for and as published runs of it are priced."""

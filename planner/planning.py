@@ -17,7 +17,7 @@ from hardware_profiles.cluster import Cluster
 from hardware_profiles.load import load_cluster
 from planner.calibration.shipped import factors
 from planner.errors import MeshwrightError, NoPlanError, ProfileError, UnknownNameError, UsageError
-from planner.execution import TORCH, Execution
+from planner.execution import TORCH_EAGER, Execution
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
 from planner.layouts.model import analyse_model, param_layouts
@@ -122,8 +122,8 @@ def make_plan(
 def _calibrated(graph: ModelGraph, cluster: Cluster) -> Execution:
     """torch's own execution, with the constants that published runs give the device (`planner.calibration`)."""
     experts = any(op.name in GROUPED for block in graph.blocks for op in block.ops)
-    found = factors(cluster.device.name, TORCH, low_precision=False, experts=experts)
-    return replace(TORCH, time_factor=found)
+    found = factors(cluster.device.name, TORCH_EAGER, low_precision=False, experts=experts)
+    return replace(TORCH_EAGER, time_factor=found)
 
 
 def _mixed(cluster: Cluster) -> tuple[str, ...]:

@@ -80,9 +80,12 @@ class Fit:
         return {constant.name: constant.value for constant in self.constants}
 
 
-def fit(observations: Sequence[Observation], sd_of: Callable[[str], float] = prior_sd) -> Fit:
-    """Constants that explain the rows best (module docstring); ``sd_of`` is the prior by a constant's name."""
-    design = Design(observations, sd_of)
+def fit(
+    observations: Sequence[Observation], sd_of: Callable[[str], float] = prior_sd, *, noise_sd: float = NOISE_SD
+) -> Fit:
+    """Constants that explain the rows best (module docstring); ``sd_of`` is the prior by a constant's name,
+    ``noise_sd`` stands for `NOISE_SD`."""
+    design = Design(observations, sd_of, noise_sd)
     theta = design.solve(design.weights)
     log_predicted, shares = design.at(theta)
     residuals = design.log_measured - log_predicted
@@ -101,7 +104,10 @@ def fit(observations: Sequence[Observation], sd_of: Callable[[str], float] = pri
 class Design:
     """Observations as arrays: rows x classes of seconds, and which constant multiplies which entry."""
 
-    def __init__(self, observations: Sequence[Observation], sd_of: Callable[[str], float]) -> None:
+    def __init__(
+        self, observations: Sequence[Observation], sd_of: Callable[[str], float], noise_sd: float = NOISE_SD
+    ) -> None:
+        self.noise_sd = noise_sd
         self.names = tuple(sorted({n for row in observations for of in row.constants.values() for n in of}))
         kinds = sorted({kind for row in observations for kind in row.seconds})
         column = {name: j for j, name in enumerate(self.names)}
@@ -132,7 +138,7 @@ class Design:
 
     def curvature(self, shares: Array, residuals: Array, weights: Array) -> Array:
         """Inverse covariance of the constants' logarithms around these residuals."""
-        pull = _huber(residuals, weights)
+        pull = self._pull(residuals, weights)
         return np.asarray(shares.T @ (pull[:, None] * shares) + np.diag(self.precision))
 
     def solve(self, weights: Array) -> Array:
@@ -141,15 +147,14 @@ class Design:
         for _ in range(_MAX_ROUNDS):
             log_predicted, shares = self.at(theta)
             residuals = self.log_measured - log_predicted
-            slope = shares.T @ (_huber(residuals, weights) * residuals) - self.precision * theta
+            slope = shares.T @ (self._pull(residuals, weights) * residuals) - self.precision * theta
             step = np.linalg.solve(self.curvature(shares, residuals, weights), slope)
             theta = theta + step
             if np.max(np.abs(step), initial=0.0) < _TOLERANCE:
                 return theta
         raise ArithmeticError(f"no constants after {_MAX_ROUNDS} rounds")
 
-
-def _huber(residuals: Array, weights: Array) -> Array:
-    """Weights under which squares are Huber's loss."""
-    flat: Any = weights / np.maximum(1.0, np.abs(residuals) / KNEE) / NOISE_SD**2
-    return np.asarray(flat)
+    def _pull(self, residuals: Array, weights: Array) -> Array:
+        """Weights under which squares are Huber's loss."""
+        flat: Any = weights / np.maximum(1.0, np.abs(residuals) / KNEE) / self.noise_sd**2
+        return np.asarray(flat)

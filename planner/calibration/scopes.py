@@ -39,8 +39,8 @@ ARCHITECTURES: Mapping[str, str] = {
 that is not here (one's own, measured or calibrated) is taken at its word."""
 
 BINS = frozenset({"b200-sxm", "b300-sxm", "gb200-nvl72", "gb300-nvl72", "gh200-96gb", "h100-96gb"})
-"""Profiles whose clocks, power or memory differ from others of their architecture: they have products' constants of their
-own."""
+"""Profiles whose clocks, power or memory differ from others of their architecture: their products have constants of
+their own."""
 
 GENERAL_SD, SPECIAL_SD, MOST_SPECIAL_SD = 0.25, 0.10, 0.05
 """Standard deviations of a constant's logarithm before anything is measured, by how special it is: of a class, of a

@@ -17,15 +17,12 @@ CLASSES = (
 """What a factor of calibration may apply to."""
 
 
-def class_seconds(
-    costs: SegmentCosts, chunks: Sequence[tuple[int, int]], bubble_s: float, host_s: float
-) -> dict[str, float]:
+def class_seconds(costs: SegmentCosts, chunks: Sequence[tuple[int, int]], bubble_s: float) -> dict[str, float]:
     """Seconds of one rank's step by class; they add up to the step.
 
     Args:
         chunks: (first segment, end) of every stage that the rank holds.
         bubble_s: waiting for other ranks, shared out in proportion to what fills a microbatch.
-        host_s: what the host does once per step.
     """
     c, policy = costs.candidate, costs.candidate.recompute
     found = dict.fromkeys(CLASSES, 0.0)
@@ -46,25 +43,31 @@ def class_seconds(
     busy = sum(found.values())
     stretch = c.num_microbatches + (bubble_s / busy if busy else 0.0)
     found = {name: seconds * stretch for name, seconds in found.items()}
-    _add_transfers(found, per_step.values(), chunks)
+    _add_transfers(found, per_step.values(), chunks, once=True)
+    found["dp"] += costs.tied_s
     for a, b in chunks:
-        found["dp"] += float(costs.replicated_s[a:b].sum()) + costs.tied_s
+        found["dp"] += float(costs.replicated_s[a:b].sum())
         found["optimizer"] += float(costs.optimizer_s[a:b].sum())
-    found["step"] += host_s
     return found
 
 
-def _add_transfers(found: dict[str, float], transfers: Iterable[Exposed], chunks: Sequence[tuple[int, int]]) -> None:
-    """Add exposed data-parallel transfers to what they run beside. Where a transfer is the longer of the two, it takes
-    its whole length, however long the computation: what is beside it counts as the transfer's."""
+def _add_transfers(
+    found: dict[str, float], transfers: Iterable[Exposed], chunks: Sequence[tuple[int, int]], *, once: bool = False
+) -> None:
+    """Add exposed data-parallel transfers to what they run beside, those of a step (``once``) as one run.
+
+    Where a transfer is the longer of the two, it takes its whole length, however long the computation: what is beside
+    it counts as the transfer's.
+    """
     beside_s = 0.0
     dp_s = 0.0
     for e in transfers:
         longer = np.where(e.high > e.hidden, e.high - e.expected, 0.0)
-        for a, b in chunks:
-            # Of a stage's first transfer nothing is hidden.
-            beside_s += float(longer[a + 1 : b].sum())
-            dp_s += stage_exposed_s(e, a, b)
+        for i, (a, b) in enumerate(chunks):
+            opens = i == 0 or not once
+            # Of a run's first transfer nothing is hidden.
+            beside_s += float(longer[a + opens : b].sum())
+            dp_s += stage_exposed_s(e, a, b, opens=opens)
     busy_s = sum(found.values())
     share = 1 - beside_s / busy_s if busy_s else 1.0
     for name in found:

@@ -45,19 +45,22 @@ def transfers(setting: Setting, candidate: Candidate, prices: Sequence[BlockPric
     c, precision, shards = candidate, setting.precision, state_shards(candidate)
     reduced = [p.reduced_numel(shards) for p in prices]
 
-    def over_state(price: Callable[[Group, float], float], size: float, block_numel: Sequence[int]) -> list[float]:
-        """A collective over the devices that share state, of each block's parameters: experts over those that hold the
-        same ones."""
-        ranks = group(setting.cluster, size=c.state_shard, stride=c.tp)
-        own = group(setting.cluster, size=expert_shards(c), stride=c.ep) if c.ep > 1 else ranks
+    def over_state(
+        price: Callable[[Group, float], float], size: float, block_numel: Sequence[int], *, replicas: int = 1
+    ) -> list[float]:
+        """A collective over the devices that share state (and its replicas), of each block's parameters: experts over
+        those that hold the same ones."""
+        ranks = group(setting.cluster, size=replicas * c.state_shard, stride=c.tp)
+        alike = max(1, replicas * c.state_shard * c.tp // c.ep)
+        own = group(setting.cluster, size=alike, stride=c.ep) if c.ep > 1 else ranks
         experts = [p.expert_numel() for p in prices]
         return [
             price(ranks, size * (n - e)) + (price(own, size * e) if e else 0.0)
             for n, e in zip(block_numel, experts, strict=True)
         ]
 
-    if not c.zero_stage and c.state_shard > 1:
-        replicate = over_state(communication.all_reduce_s, precision.reduced_bytes, reduced)
+    if not c.zero_stage:
+        replicate = over_state(communication.all_reduce_s, precision.reduced_bytes, reduced, replicas=c.dp_replicate)
     else:
         replicas = group(setting.cluster, size=c.dp_replicate, stride=c.tp * c.state_shard)
         size = precision.reduced_bytes / c.state_shard
@@ -111,6 +114,7 @@ def exposed_transfers(
             }, replica_reduce(gather + reduce)
 
 
-def stage_exposed_s(transfer: Exposed, a: int, b: int) -> float:
-    """Expected exposed seconds of the stage of segments [a, b), with what its first transfer cannot hide."""
-    return float(transfer.expected[a:b].sum() + transfer.first[a])
+def stage_exposed_s(transfer: Exposed, a: int, b: int, *, opens: bool = True) -> float:
+    """Expected exposed seconds of the stage of segments [a, b), with what its first transfer cannot hide where the
+    stage ``opens`` the run of transfers."""
+    return float(transfer.expected[a:b].sum() + (transfer.first[a] if opens else 0.0))

@@ -55,15 +55,17 @@ def pass_seconds(local: OnDevice, phase: Phase) -> PassSeconds:
     if execution.overlap_tp:
         share = min(execution.overlap_tp, (local.tp - 1) / local.tp)
         hidden = min(share * collectives, kinds["gemm"])
+    communicated = {
+        "collectives": collectives - hidden,
+        "context": attention_transfers_s(local, phase, kinds["attention"]),
+        "experts": exchange_s(local),
+    }
+    # The host is ahead while the device computes or communicates.
+    ahead_s = sum(kinds.values()) + sum(communicated.values())
     return PassSeconds(
-        **kinds,
-        host=held_s + max(0.0, host_s - held_s - sum(kinds.values())),
-        held=held_s,
-        collectives=collectives - hidden,
-        hidden_collectives=hidden,
-        context=attention_transfers_s(local, phase, kinds["attention"]),
-        experts=exchange_s(local),
-    )
+        **kinds, **communicated, hidden_collectives=hidden, held=held_s,
+        host=held_s + max(0.0, host_s - held_s - ahead_s),
+    )  # fmt: skip
 
 
 def _held_calls(local: OnDevice, phase: Phase) -> int:

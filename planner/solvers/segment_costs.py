@@ -99,7 +99,12 @@ class SegmentCosts:
         if c.pp == 1:
             return np.zeros(len(self.setting.block_of) + 1)
         link = boundary(self.setting.cluster, stride=c.num_devices // c.pp)
-        return np.array([communication.send_recv_s(link, b) for b in self.crossing_bytes])
+        sent_s: Array = np.array([communication.send_recv_s(link, b) for b in self.crossing_bytes])
+        if c.sequence_parallel or not self.setting.execution.scatter_sends:
+            return sent_s
+        ranks = group(self.setting.cluster, size=c.tp, stride=1)
+        gathered_s: Array = np.array([communication.all_gather_s(ranks, c.tp * b) for b in self.crossing_bytes])
+        return sent_s + gathered_s
 
     @cached_property
     def crossing_bytes(self) -> Array:

@@ -100,6 +100,12 @@ class StageBytes:
         inside = [i for a, b in chunks for i in range(a, b)]
         numel, trained = self.costs.held_numel(inside)
         owned = float(sum(self.costs.owned_numel[a:b].sum() for a, b in chunks))
+        # A tied parameter is reduced where it is read first; a rank that reads it later has a state of its own.
+        owned += sum(
+            n / self.costs.shards
+            for first, later, n, is_trained in self.costs.tied()
+            if is_trained and later in inside and first not in inside
+        )
         frozen = (numel - trained) / self.costs.shards
         copies = precision.gathered_bytes if c.zero_stage else precision.copy_bytes
         parts = {

@@ -8,10 +8,13 @@ from planner.solvers.data_parallel import stage_exposed_s
 from planner.solvers.segment_costs import SegmentCosts
 
 
-def stage_seconds(costs: SegmentCosts, a: int, b: int) -> StageSeconds:
+def stage_seconds(costs: SegmentCosts, a: int, b: int, *, opens: bool = True) -> StageSeconds:
     """Terms of the stage of segments [a, b), per microbatch and per step.
 
     Their sums are the entries of `planner.solvers.stage_costs.StageCosts.microbatch_s` and ``once_s``.
+
+    Args:
+        opens: whether it is the first stage of its rank: what a rank does once, however many stages it has, is there.
     """
     inside = [costs.prices[block] for block in costs.setting.block_of[a:b]]
     policy = costs.candidate.recompute
@@ -39,9 +42,9 @@ def stage_seconds(costs: SegmentCosts, a: int, b: int) -> StageSeconds:
             **{name: _exposed(e, a, b) for name, e in per_microbatch.items()},
         },
         per_step={
-            **{name: _exposed(e, a, b) for name, e in per_step.items()},
+            **{name: _exposed(e, a, b, opens=opens) for name, e in per_step.items()},
             "tp.gradient_reduce": _plain(float(costs.replicated_s[a:b].sum())),
-            "pp.tied_gradients": _plain(costs.tied_s),
+            "pp.tied_gradients": _plain(costs.tied_s if opens else 0.0),
             "optimizer.step": _plain(float(costs.optimizer_s[a:b].sum())),
         },
     )
@@ -51,5 +54,5 @@ def _plain(seconds: float) -> Seconds:
     return Seconds(seconds, seconds, seconds)
 
 
-def _exposed(e: Exposed, a: int, b: int) -> Seconds:
-    return Seconds(stage_exposed_s(e, a, b), e.low_s(a, b), float(e.high[a:b].sum()))
+def _exposed(e: Exposed, a: int, b: int, *, opens: bool = True) -> Seconds:
+    return Seconds(stage_exposed_s(e, a, b, opens=opens), e.low_s(a, b), float(e.high[a:b].sum()))

@@ -52,7 +52,7 @@ def price_step(costs: SegmentCosts, cuts: Sequence[int]) -> StepPrice:
     """
     c, execution = costs.candidate, costs.setting.execution
     stages = list(pairwise(cuts))
-    seconds = [stage_seconds(costs, a, b) for a, b in stages]
+    seconds = [stage_seconds(costs, a, b, opens=s < c.pp) for s, (a, b) in enumerate(stages)]
     memory = StageBytes(costs)
     cost = Cost(tuple(_stage_cost(costs, memory, a, b) for a, b in stages), sends_block=not execution.overlap_send)
     step = schedule_step(c.schedule, c.pp, c.num_microbatches, cost, c.num_chunks)
@@ -64,12 +64,10 @@ def price_step(costs: SegmentCosts, cuts: Sequence[int]) -> StepPrice:
     own_s = c.num_microbatches * sum(seconds[s].microbatch_s - _sends(seconds[s]) for s in held[last])
     bubble_s = max(0.0, step.ends_s[last] - own_s)
     terms.append(Term(name="pp.bubble", seconds=bubble_s, low_s=bubble_s, high_s=bubble_s, evidence="derived"))
-    host_s = execution.factor("step") * execution.step_overhead_s
-    terms.append(Term(name="host.step", seconds=host_s, low_s=0.0, high_s=host_s, evidence="derived"))
     return StepPrice(
         Breakdown(tuple(term for term in terms if term.high_s > 0)),
         tuple(_memory(memory, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
-        class_seconds(costs, [stages[s] for s in held[last]], bubble_s, host_s),
+        class_seconds(costs, [stages[s] for s in held[last]], bubble_s),
     )
 
 

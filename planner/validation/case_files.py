@@ -62,16 +62,23 @@ def _read(path: Path, number: int, raw: Any) -> Case:
         field = ".".join(map(str, fault["loc"])) or "row"
         where = repr(named) if isinstance(named, str) else f"number {number + 1}"
         raise CasesError(f"{path}: row {where}: {field}: {fault['msg']}, not {fault['input']!r:.60}") from error
-    if row.global_batch_unit is not None and not row.global_batch_unit.startswith("sequences"):
-        raise CasesError(
-            f"{path}: row {row.id!r}: global_batch_unit: sequences are counted, not {row.global_batch_unit!r}"
-        )
     return _case(row)
+
+
+def _sequences(row: Row) -> int | None:
+    """The batch in sequences: as it is where they (or samples) are counted, by the length where tokens are; not stated
+    where something else is."""
+    unit = row.global_batch_unit or "sequences"
+    if row.global_batch is None or unit.startswith(("sequences", "samples")):
+        return row.global_batch
+    if unit.startswith("tokens") and row.seq_len:
+        return round(row.global_batch / row.seq_len)
+    return None
 
 
 def _case(row: Row) -> Case:
     """Texts to codes; everything else as it is."""
-    content = row.model_dump()
+    content = row.model_dump() | {"global_batch": _sequences(row)}
     same = {name: content[name] for name in _case_fields() if name in content}
     derived = tuple(sorted(row.derived_fields or ()))
     kind, shard_size = normalise.sharding(row.sharding_note, row.zero_stage)

@@ -45,8 +45,8 @@ def left_out(outcomes: Sequence[Outcome], progress: Callable[[str], None]) -> tu
 
 
 def gate(summary: Summary) -> tuple[str, float | None]:
-    """What a limit on the median error is held against, in words, and that error: the headline's dense models; where there
-    are none, those of all scored rows; where there are none either, models with experts."""
+    """What a limit on the median error is held against, in words, and that error: the headline's dense models; where
+    there are none, those of all scored rows; where there are none either, models with experts."""
     for kind in ("dense", "moe"):
         for name, found in (("headline", summary.headline), ("scored rows", summary.all_scored)):
             if kind in found:

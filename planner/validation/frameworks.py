@@ -1,15 +1,16 @@
 """How the frameworks of published runs execute a layout, generation by generation.
 
 A generation is told by the framework's name, version and, where a source states them, its flags (flash attention,
-overlap, compilation). Statements of a row come before the generation's defaults; no rule looks at a result. NVIDIA's own
-tables run its performance recipes, which differ from a library's defaults: they are told by the machine's name (``dgx-``).
+overlap, compilation). Statements of a row come before the generation's defaults; no rule looks at a result. NVIDIA's
+own tables run its performance recipes, which differ from a library's defaults: they are told by the machine's name
+(``dgx-``).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.execution import CALL_S, TORCH, Execution
+from planner.execution import CALL_S, TORCH_EAGER, Execution
 from planner.validation.cases import Case
 from planner.validation.memory import recipe_of
 
@@ -41,13 +42,13 @@ _GENERATIONS = {
         _MEGATRON_CORE, generation="torch", attention="flash2", fused_pointwise=False, host_call_s=CALL_S
     ),
     "paddlenlp": replace(_MEGATRON_CORE, generation="torch", fused_pointwise=False, host_call_s=CALL_S),
-    "llm-foundry": replace(TORCH, attention="flash1"),
-    "torchtitan": TORCH,
-    "fsdp": TORCH,
-    "yafsdp": TORCH,
-    "deepspeed": replace(TORCH, generation="deepspeed"),
-    "xtuner": replace(TORCH, generation="deepspeed"),
-    "maxtext": replace(TORCH, generation="xla", fused_pointwise=True, host_call_s=0.0),
+    "llm-foundry": replace(TORCH_EAGER, attention="flash1"),
+    "torchtitan": TORCH_EAGER,
+    "fsdp": TORCH_EAGER,
+    "yafsdp": TORCH_EAGER,
+    "deepspeed": replace(TORCH_EAGER, generation="deepspeed"),
+    "xtuner": replace(TORCH_EAGER, generation="deepspeed"),
+    "maxtext": replace(TORCH_EAGER, generation="xla", fused_pointwise=True, host_call_s=0.0),
 }
 
 EXPERT_CALL_S = 9e-6
@@ -103,7 +104,7 @@ def execution_of(case: Case) -> tuple[Execution, tuple[str, ...]]:
     assumed: list[str] = []
     found = _GENERATIONS.get(case.framework)
     if found is None:
-        found = _MEGATRON_CORE if (case.tp or 1) * (case.pp or 1) > 1 else TORCH
+        found = _MEGATRON_CORE if (case.tp or 1) * (case.pp or 1) > 1 else TORCH_EAGER
         alike = "Megatron-Core" if found is _MEGATRON_CORE else "FSDP"
         assumed.append(f"unknown framework {case.framework}: executed like {alike}")
     if case.framework == "megatron-lm" and case.date and case.date < "2023":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from hardware_profiles.errors import UnknownNameError
 from planner.capture.families import family_graph
 from planner.graph import ModelGraph
 from planner.job import Job
@@ -26,9 +27,12 @@ def layout_of(case: Case) -> tuple[Setting, Candidate, tuple[int, ...], tuple[st
         moe_ffn=case.moe_ffn, shared_expert_ffn=case.shared_expert_ffn,
     )  # fmt: skip
     gpus, seq_len, batch = (_stated(case, name) for name in ("gpus", "seq_len", "global_batch"))
-    machine = cluster_of(
-        case.hardware, interconnect=case.interconnect, note=None, gpus=gpus, gpus_per_node=case.gpus_per_node
-    )
+    try:
+        machine = cluster_of(
+            case.hardware, interconnect=case.interconnect, note=None, gpus=gpus, gpus_per_node=case.gpus_per_node
+        )
+    except UnknownNameError as error:
+        raise CannotPriceError(f"no profile is of {case.hardware!r}") from error
     execution, more = execution_of(case)
     candidate, most = _candidate(case, gpus, batch)
     graph = family_graph(config)

@@ -36,6 +36,9 @@ FIGURES: Mapping[str, str] = {
 OWN_SD = 0.15
 """Prior standard deviation of a cluster's own constants, in logarithms: how far publications are from each other."""
 
+OWN_NOISE_SD = 0.04
+"""Of a cluster's own steps around the best prediction: repeats of one run differ by 4 % (median of BLOOM's repeats)."""
+
 MIN_RUNS = 2
 """Fewer runs do not tell a figure from what is odd about one run."""
 
@@ -99,7 +102,7 @@ def fit_runs(
     after = before
     for _ in range(ROUNDS):
         observed = [observe(outcome, names[outcome.case.id], own.get(outcome.case.id, {})) for outcome in after]
-        fitted = fit(_informed(observed), lambda _: OWN_SD)
+        fitted = fit(_informed(observed), lambda _: OWN_SD, noise_sd=OWN_NOISE_SD)
         own |= {
             run: {kind: fitted.values.get(figure, 1.0) for kind, (figure,) in of.items()} for run, of in names.items()
         }

@@ -30,8 +30,8 @@ _SWEEPS = (
     "and batch."
 )
 _MEMORY = (
-    "By what the source's counter counts. These errors are in-sample: no constant of calibration scales memory, but what "
-    "the counters add to tensors, and what frameworks keep, was found on these rows "
+    "By what the source's counter counts. These errors are in-sample: no constant of calibration scales memory, but "
+    "what the counters add to tensors, and what frameworks keep, was found on these rows "
     "([which](calibration.md#numbers-outside-of-the-fit-that-rows-informed))."
 )
 _INTRODUCTION = """\

@@ -67,7 +67,7 @@ def test_a_profile_is_written_and_planned_with(run: Any, runs: Path, tmp_path: P
     assert 'name = "mine-1"' in path.read_text() and "runs.json, 2025-01-31" in path.read_text()
     assert run("hardware", "validate", path).code == 0
     steps = [
-        json.loads(run("plan", "gpt2", "--hardware", f"{name}:1x8", "--json").out)["predicted"]["step_s"]["value"]
+        json.loads(run("plan", "llama3-8b", "--hardware", f"{name}:1x8", "--json").out)["predicted"]["step_s"]["value"]
         for name in ("h100-sxm", path)
     ]
     assert steps[1] > 1.1 * steps[0]

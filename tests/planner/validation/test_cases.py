@@ -45,7 +45,6 @@ def test_rows_of_several_files_keep_their_order(tmp_path: Path) -> None:
         ({"trust": "D"}, "row 'one': trust: Input should be 'A', 'A-', 'B' or 'C', not 'D'"),
         ({"derived_fields": ["mfu", 2]}, "row 'one': derived_fields.1: Input should be a valid string, not 2"),
         ({"id": 7}, "row number 1: id: Input should be a valid string, not 7"),
-        ({"global_batch_unit": "tokens"}, "row 'one': global_batch_unit: sequences are counted, not 'tokens'"),
     ],
 )
 def test_a_fault_names_row_field_and_value(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -95,3 +94,13 @@ def test_published_rows_as_their_description_counts_them() -> None:
         lost = [row["id"] for row, found in zip(rows, cases, strict=True) if row.get(name) and not getattr(found, name)]
         assert lost == [], name
     assert len({found.framework for found in cases}) < 30
+
+
+@pytest.mark.parametrize(
+    ("batch", "unit", "sequences"),
+    [(64, "sequences", 64), (64.0, None, 64), (64, "samples", 64), (131072, "tokens", 64), (64, "images", None)],
+)
+def test_batches_count_sequences(tmp_path: Path, batch: float, unit: str | None, sequences: int | None) -> None:
+    changed = ROW | {"global_batch": batch, "seq_len": 2048}
+    changed = changed if unit is None else changed | {"global_batch_unit": unit}
+    assert load_cases([write(tmp_path / "rows.json", changed)])[0].global_batch == sequences
