@@ -62,7 +62,7 @@ _LOGITS_FUSED = 4
 torch.compile's in torchtitan since 2025, TransformerEngine's in Megatron-Bridge's performance scripts
 (``cross_entropy_fusion_impl``)."""
 
-_ZERO3_BUFFERS = 2 * (10**9 + 5 * 10**8)
+_ZERO3_BUFFERS = 2 * (1_000_000_000 + 500_000_000)
 """DeepSpeed's defaults in half precision: ``stage3_max_live_parameters`` gathered and one ``reduce_bucket_size``."""
 
 

@@ -232,3 +232,9 @@ def test_a_price_takes_microseconds() -> None:
     again = min(timeit.repeat(lambda: gemm_s(H100, "bfloat16", m=4096, n=4096, k=4096), number=500, repeat=5)) / 500
     assert fresh < 1e-4
     assert again < 5e-5
+
+
+def test_a_product_among_others_runs_at_the_power_limit_from_its_start() -> None:
+    h100 = load_cluster("h100-sxm", 8).device
+    alone, busy = (gemm_s(h100, "bfloat16", m=4096, n=4096, k=4096, sustained=s) for s in (False, True))
+    assert alone < busy < alone / h100.efficiency.gemm_sustained
