@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodels.memory import Recipe
-from costmodels.units import GIB
+from costmodels.units import GIB, GIGA
 from planner.validation.cases import Case
 
 CACHED_SHARE = 0.12
@@ -62,7 +62,7 @@ _LOGITS_FUSED = 4
 torch.compile's in torchtitan since 2025, TransformerEngine's in Megatron-Bridge's performance scripts
 (``cross_entropy_fusion_impl``)."""
 
-_ZERO3_BUFFERS = 2 * (1_000_000_000 + 500_000_000)
+_ZERO3_BUFFERS = round(2 * 1.5 * GIGA)
 """DeepSpeed's defaults in half precision: ``stage3_max_live_parameters`` gathered and one ``reduce_bucket_size``."""
 
 
