@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import UnknownNameError, UsageError
-from planner.validation.case_files import load_cases
+from planner.validation.case_files import CasesError, load_cases
 from planner.validation.cases import Case
 from planner.validation.facts import shipped_cases
 from planner.validation.outcomes import Outcome, entries, price_all
@@ -22,6 +22,8 @@ def select(files: Sequence[Path], hardware: Iterable[str], *, core: bool) -> tup
     Raises `CasesError` for a file that breaks the format, `UnknownNameError` for hardware that no row has.
     """
     cases = load_cases(files) if files else shipped_cases()
+    if not cases:
+        raise CasesError(f"{', '.join(map(str, files))}: no row in it; see examples/runs.json for what a row is")
     wanted = set(hardware)
     known = {case.hardware for case in cases}
     for name in sorted(wanted - known):

@@ -63,7 +63,7 @@ def render_page(
         f"{_MEMORY} {feasibility_words(summary.feasibility)}.\n",
         table(("counter", *_ACCURACY_HEAD), _accuracies(summary.memory)),
         calibration,
-        "## Step time in parts\n",
+        "## Step time in parts, in-sample\n",
         table(("source", *_ACCURACY_HEAD), _accuracies(summary.by_source)),
         table(("hardware", *_ACCURACY_HEAD), _accuracies(summary.by_hardware)),
         table(("kind of layout", *_ACCURACY_HEAD), _accuracies(summary.by_kind)),

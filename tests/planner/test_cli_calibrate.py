@@ -96,3 +96,10 @@ def test_errors_name_file_or_run(run: Any, tmp_path: Path) -> None:
         done = run("calibrate", write(file, *rows))
         assert (done.code, done.out) == (4, "") and message in done.err
     assert run("calibrate", tmp_path / "missing.json").code == 4
+
+
+def test_the_example_is_a_file_of_runs(run: Any) -> None:
+    done = run("validate", "--cases", "examples/runs.json", "--json")
+    assert done.code == 0
+    rows = [row for row in json.loads(done.out)["rows"] if row["quantity"] == "time"]
+    assert len(rows) == 3 and all(abs(row["error"]) < 0.2 for row in rows)
