@@ -37,6 +37,8 @@ class Execution:
     scatter_sends: bool = False
     """Ranks of ``tp`` send a part each of what all of them hold, and gather it on arrival (Narayanan et al. 2021,
     section 4.1; DeepSpeed's partitioned pipeline buffers)."""
+    clip_gradients: bool = False
+    """The norm of all gradients is taken before the optimizer step, which reads them once more."""
     offload_activations: bool = False
     """What blocks keep for their backward pass is copied to host memory and back, beside computation."""
     overlap_experts: bool = False
@@ -83,5 +85,5 @@ CALL_S = 15e-6
 """Host time per ATen call of eager torch: Python, dispatcher, autograd. Of the order that its profiler shows for small
 operators; processors differ by a factor of two, which the constants of calibration take up."""
 
-TORCH_EAGER = Execution(attention="flash2", host_call_s=CALL_S)
+TORCH_EAGER = Execution(attention="flash2", host_call_s=CALL_S, clip_gradients=True)
 """Eager torch with ``fully_shard``, as it is planned for and as published runs of it are priced."""

@@ -47,7 +47,7 @@ def class_seconds(costs: SegmentCosts, chunks: Sequence[tuple[int, int]], bubble
     found["dp"] += costs.tied_s
     for a, b in chunks:
         found["dp"] += float(costs.replicated_s[a:b].sum())
-        found["optimizer"] += float(costs.optimizer_s[a:b].sum())
+        found["optimizer"] += float((costs.clip_s + costs.optimizer_s)[a:b].sum())
     return found
 
 

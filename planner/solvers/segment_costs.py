@@ -175,6 +175,16 @@ class SegmentCosts:
         return self.setting.execution.factor("optimizer") * self.owned_numel * per_element
 
     @cached_property
+    def clip_s(self) -> Array:
+        """Reading each segment's gradients for their norm; that its sum is a collective of one number costs nothing."""
+        setting = self.setting
+        if not setting.execution.clip_gradients:
+            return np.zeros(len(setting.block_of))
+        device = setting.cluster.device
+        bandwidth = device.memory_bytes_per_s * device.efficiency.pointwise
+        return setting.execution.factor("optimizer") * self.owned_numel * setting.precision.grad_bytes / bandwidth
+
+    @cached_property
     def replicated_s(self) -> Array:
         """Under sequence parallelism every ``tp`` rank has the gradients of whole parameters (norms) for its own
         tokens; they are summed."""

@@ -37,7 +37,7 @@ class StageCosts(SegmentCosts):
     def _once_s(self) -> Array:
         """Per segment: what it adds to its stage once per step."""
         _, per_step = self.data_parallel
-        return self.optimizer_s + self.replicated_s + sum(e.expected for e in per_step.values())
+        return self.clip_s + self.optimizer_s + self.replicated_s + sum(e.expected for e in per_step.values())
 
     @cached_property
     def microbatch_s(self) -> Matrix:

@@ -45,6 +45,7 @@ def stage_seconds(costs: SegmentCosts, a: int, b: int, *, opens: bool = True) ->
             **{name: _exposed(e, a, b, opens=opens) for name, e in per_step.items()},
             "tp.gradient_reduce": _plain(float(costs.replicated_s[a:b].sum())),
             "pp.tied_gradients": _plain(costs.tied_s if opens else 0.0),
+            "optimizer.clip": _plain(float(costs.clip_s[a:b].sum())),
             "optimizer.step": _plain(float(costs.optimizer_s[a:b].sum())),
         },
     )

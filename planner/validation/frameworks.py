@@ -17,14 +17,14 @@ from planner.validation.memory import recipe_of
 _MEGATRON_2021 = Execution(
     generation="megatron-2021", attention="unfused", dropout=True, fused_pointwise=True, early_stop=False,
     scatter_sends=True, overlap_gradients=False, overlap_gather=False, overlap_send=False, host_call_s=CALL_S,
-    accumulate_bytes=8,
+    accumulate_bytes=8, clip_gradients=True,
 )  # fmt: skip
 """Megatron-LM and Megatron-DeepSpeed before flash attention: fused softmax, bias and activation kernels, gradients
 reduced after the backward pass, blocking sends (Narayanan et al. 2021, section 4)."""
 
 _MEGATRON_CORE = Execution(
     generation="megatron-core", fused_pointwise=True, early_stop=False, scatter_sends=True, overlap_send=False,
-    host_call_s=CALL_S, accumulate_bytes=8,
+    host_call_s=CALL_S, accumulate_bytes=8, clip_gradients=True,
 )  # fmt: skip
 """Megatron-Core with TransformerEngine: flash attention, fused kernels, distributed optimizer with both overlaps."""
 

@@ -111,3 +111,13 @@ def test_recomputing_some_blocks_lies_between_none_and_all() -> None:
     )
     assert none.step_s < some.step_s < every.step_s
     assert none.peak_bytes > some.peak_bytes > every.peak_bytes
+
+
+def test_clipping_reads_the_owned_gradients_once() -> None:
+    """fp32 gradients of the device's share at the streaming rate, and nothing else changes."""
+    chosen, device = candidate(zero_stage=1), setting().cluster.device
+    plain, clipped = (priced(chosen, whole(), Execution(clip_gradients=clip)) for clip in (False, True))
+    owned = float(costs(setting(), chosen).owned_numel.sum())
+    expected = 4 * owned / (device.memory_bytes_per_s * device.efficiency.pointwise)
+    assert clipped.breakdown.seconds("optimizer.clip") == pytest.approx(expected)
+    assert clipped.step_s - plain.step_s == pytest.approx(expected)
