@@ -14,7 +14,7 @@ from costmodels import units
 from costmodels.communication import all_gather_s, all_reduce_s
 from hardware_profiles.cluster import Cluster, Device
 from hardware_profiles.topology import group
-from planner.errors import MissingPackageError
+from planner.report.plotting import plotting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,14 +37,7 @@ def render(cluster: Cluster) -> str:
     ``cluster``. Every curve is an SVG group whose id starts with ``roof:``, ``reached:``, ``all-reduce:`` or
     ``all-gather:``.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            f"plotting needs matplotlib, which cannot be imported ({error}); "
-            'install it with: pip install "meshwright[plot]"'
-        ) from None
+    mpl, Figure = plotting()  # noqa: N806
     # Text stays text and ids do not depend on the run: the same bytes every time.
     with mpl.rc_context({"svg.hashsalt": "meshwright", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")

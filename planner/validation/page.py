@@ -6,16 +6,14 @@ import html
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from planner.errors import MissingPackageError
+from planner.report.plotting import plotting
 from planner.validation.outcomes import Outcome
 from planner.validation.report import (
     coverage_words,
     feasibility_words,
-    gibibytes,
-    measured_gib,
+    figures,
     percent,
     ranking_words,
-    seconds,
     signed,
     step_times,
 )
@@ -79,14 +77,7 @@ def render_picture(outcomes: Iterable[Outcome]) -> str:
 
     Raises `MissingPackageError` without matplotlib.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(
-            f"plotting needs matplotlib, which cannot be imported ({error}); "
-            'install it with: pip install "meshwright[plot]"'
-        ) from None
+    mpl, Figure = plotting()  # noqa: N806
     points: dict[str, list[tuple[float, float]]] = {"dense": [], "mixture of experts": []}
     for outcome in outcomes:
         if outcome.case.scored and outcome.priced is not None and outcome.measured_s is not None:
@@ -137,15 +128,10 @@ def _rows(title: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def _cells(outcome: Outcome) -> Sequence[str]:
-    case, priced = outcome.case, outcome.priced
+    case = outcome.case
     return (
         _plain(case.id) + (" (headline)" if case.core and case.scored else ""),
-        seconds(priced.step_s if priced else None),
-        seconds(outcome.measured_s),
-        signed(outcome.time_error),
-        gibibytes(outcome.memory_bytes),
-        measured_gib(outcome),
-        signed(outcome.memory_error),
+        *figures(outcome),
         _plain("; ".join(outcome.reasons)),
     )
 

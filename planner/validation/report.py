@@ -89,6 +89,18 @@ def feasibility_words(found: Feasibility) -> str:
     )
 
 
+def figures(outcome: Outcome) -> tuple[str, ...]:
+    """Seconds per step and GiB of the fullest device, each predicted, measured and the error."""
+    return (
+        seconds(outcome.priced.step_s if outcome.priced else None),
+        seconds(outcome.measured_s),
+        signed(outcome.time_error),
+        gibibytes(outcome.memory_bytes),
+        measured_gib(outcome),
+        signed(outcome.memory_error),
+    )
+
+
 def ranking_words(rankings: Sequence[Ranking]) -> str:
     """Mean and median rank correlation over sweeps, and how often the best run is found."""
     correlations = [ranking.spearman for ranking in rankings if ranking.spearman is not None]
@@ -106,15 +118,10 @@ def ranking_words(rankings: Sequence[Ranking]) -> str:
 def _rows(outcomes: Iterable[Outcome], title: str) -> Table:
     table = columns(">predicted", ">measured", ">error", ">GiB", ">measured", ">error", title)
     for outcome in outcomes:
-        case, priced = outcome.case, outcome.priced
+        case = outcome.case
         star = " *" if case.core and case.scored else ""
         table.add_row(
-            seconds(priced.step_s if priced else None),
-            seconds(outcome.measured_s),
-            signed(outcome.time_error),
-            gibibytes(outcome.memory_bytes),
-            measured_gib(outcome),
-            signed(outcome.memory_error),
+            *figures(outcome),
             Text(f"{case.id}{star}{''.join(f'; {reason}' for reason in outcome.reasons)}"),
         )
     return table

@@ -10,6 +10,7 @@ import pytest
 
 from hardware_profiles.cluster import Tier
 from hardware_profiles.load import load_cluster
+from planner.errors import MissingPackageError
 from planner.report import profile_plot
 
 TOY = str(Path(__file__).parents[2] / "hardware_profiles" / "toy.toml")
@@ -74,7 +75,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(profile_plot.MissingPackageError) as caught:
+    with pytest.raises(MissingPackageError) as caught:
         profile_plot.render(load_cluster(f"{TOY}:1x4"))
     assert 'pip install "meshwright[plot]"' in str(caught.value)
     assert caught.value.exit_code == 4
