@@ -21,6 +21,16 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pin:
+    """A layout that the user settles."""
+
+    fqn: str
+    """Parameter, or module for its ``weight``; ``*`` stands for one path component: ``layers.*.attention.wo``."""
+    layout: str
+    """Mesh axis and placement: ``tp:S(1)``, ``tp:R``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Constraints:
     """Pins and limits on the search; ``None`` leaves the choice to the planner."""
 
@@ -32,5 +42,6 @@ class Constraints:
     dp_shard: int | None = None
     microbatch_size: int | None = None
     recompute: str | None = None
+    pins: tuple[Pin, ...] = ()
     memory_fraction: float = 0.92
     """Part of device memory that a plan may use; the rest is the allocator's and the driver's."""

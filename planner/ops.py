@@ -5,7 +5,7 @@ Shapes are passed in, so the same functions price the whole tensor and one devic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,8 +13,8 @@ from costmodels.compute import DTYPE_BYTES
 from planner.graph import Block, Op, Ref
 
 Shape = tuple[int, ...]
-Shapes = Sequence[Shape]
-"""Shape of every value of a block, by value index."""
+Shapes = Sequence[Shape] | Mapping[int, Shape]
+"""Shape of values of a block, by value index."""
 
 GROUPED = {"_grouped_mm"}
 MATMUL = {"mm", "addmm", "bmm", "baddbmm"} | GROUPED
@@ -133,8 +133,8 @@ def _convolution(op: Op, shapes: Shapes) -> tuple[Gemm, ...]:
     backward = op.name == "convolution_backward"
     tensors = [shapes[arg.value] for arg in op.args if isinstance(arg, Ref)]
     out, x, weight = tensors[:3] if backward else (shapes[op.outputs[0]], *tensors[:2])
-    transposed, _, groups, *_ = op.args[7:] if backward else op.args[6:]
-    assert isinstance(groups, int)
+    transposed = op.args[7 if backward else 6] is True
+    groups = max(1, (out if transposed else x)[1] // weight[1])  # of a shard: fewer than the call's argument says
     positions = x[0] * prod(x[2:]) if transposed else out[0] * prod(out[2:])
     forward = Gemm(groups, m=positions, n=weight[0] // groups, k=prod(weight[1:]))
     if not backward:

@@ -22,8 +22,8 @@ class Atoms:
         self._fixed: dict[int, set[int]] = {}
 
     def new(self, size: int) -> Factors:
-        """A dim of its own; size 1 needs no atom."""
-        if size == 1:
+        """A dim of its own; size 1 (or none) needs no atom."""
+        if size <= 1:
             return ()
         self._parent.append(len(self._parent))
         self._size.append(size)
@@ -73,7 +73,8 @@ class Atoms:
         self.fix((*left, *right), op)
 
     def regroup(self, factors: Iterable[int], sizes: Sequence[int], op: int) -> list[Factors]:
-        """Atoms of a view: the same elements in the same order, cut into dims of other sizes."""
+        """Atoms of a view: the same elements in the same order, cut into dims of other sizes. From where sizes do not
+        divide each other, both sides are fixed."""
         rest = list(self.leaves(factors))
         dims: list[Factors] = []
         for size in sizes:
@@ -90,8 +91,9 @@ class Atoms:
                     taken.append(head)
                     rest = [tail, *self.leaves(rest)]
                 else:
-                    self.fix((atom, *taken, *rest), op)
-                    return [self.new(s) for s in sizes]
+                    others = [self.new(s) for s in sizes[len(dims) :]]
+                    self.fix((atom, *taken, *rest, *(a for other in others for a in other)), op)
+                    return [*dims, *others]
             dims.append(tuple(taken))
         return dims
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.graph import ModelGraph
+from planner.job import Pin
 from planner.layouts.data_parallel import shard_dim
+from planner.layouts.pins import BlockPins, block_pins, matches
 from planner.layouts.tensor_parallel import ParamShard, TensorParallel, analyse
 from planner.plan import Candidate, ParamLayout
 
@@ -18,6 +20,8 @@ class ModelLayouts:
 
     graph: ModelGraph
     blocks: tuple[TensorParallel, ...]
+    pins: tuple[BlockPins, ...] = ()
+    """Per block, parameters whose placement the user settled."""
 
     def obstacle(self, tp: int) -> str | None:
         """Why ``tp`` is illegal, with its numbers; ``None`` when it is legal.
@@ -32,6 +36,12 @@ class ModelLayouts:
             for size in self.blocks[index].sizes:
                 if size.size % tp:
                     return f"tp {tp} does not divide {size.size} at {segment.absolute(size.where)}"
+        if tp > 1:
+            at = self.at(tp)
+            for segment in self.graph.segments:
+                for fqn, pinned in (self.pins[segment.block] if self.pins else {}).items():
+                    if pinned["tp"].kind == "S" and fqn not in at[segment.block].params:
+                        return f"tp {tp} cannot shard {segment.absolute(fqn)} as it is pinned, tp:{pinned['tp']}"
         return None
 
     def at(self, tp: int) -> tuple[TensorParallel, ...]:
@@ -55,10 +65,18 @@ class ModelLayouts:
         )
 
 
-def analyse_model(graph: ModelGraph) -> ModelLayouts:
-    """Analyse every distinct block; parameters on which two blocks disagree (tied ones) are left whole in both."""
-    blocks = [analyse(block, seq_len=graph.fixed_seq_len) for block in graph.blocks]
-    return ModelLayouts(graph=graph, blocks=_agreed(graph, blocks))
+def analyse_model(graph: ModelGraph, pins: Sequence[Pin] = ()) -> ModelLayouts:
+    """Analyse every distinct block; parameters on which two blocks disagree (tied ones) are left whole in both.
+
+    Raises:
+        UsageError: pins that cannot be obeyed, or not together (`planner.layouts.pins`).
+    """
+    pinned = block_pins(graph, pins)
+    blocks = [
+        analyse(block, seq_len=graph.fixed_seq_len, pins=settled)
+        for block, settled in zip(graph.blocks, pinned, strict=True)
+    ]
+    return ModelLayouts(graph=graph, blocks=_agreed(graph, blocks), pins=pinned)
 
 
 def _agreed(graph: ModelGraph, blocks: list[TensorParallel]) -> tuple[TensorParallel, ...]:
@@ -114,9 +132,3 @@ def _fold(exact: Mapping[str, Layout]) -> dict[str, Layout]:
         same = alone and all(exact[fqn] == exact[members[0]] for fqn in members)
         folded.update({pattern: exact[members[0]]} if same else {fqn: exact[fqn] for fqn in members})
     return folded
-
-
-def matches(pattern: str, fqn: str) -> bool:
-    """Whether a layout pattern covers a parameter: ``*`` stands for exactly one path component."""
-    parts, names = pattern.split("."), fqn.split(".")
-    return len(parts) == len(names) and all(p in ("*", n) for p, n in zip(parts, names, strict=True))

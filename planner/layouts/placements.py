@@ -15,8 +15,8 @@ placement   value                                gradient
 broadcast is a sum, so ``B`` and ``P`` are each other's duals and ``R`` and ``S`` their own.
 
 A dim may hold ``chunks`` equal parts one after another, of which each is sharded on its own: ``S(1/3)`` is a fused QKV
-sharded by heads, and what a view makes of ``[batch, seq]`` sharded along the sequence is ``S(0/batch)``. DTensor calls it
-``_StridedShard``.
+sharded by heads, and what a view makes of ``[batch, seq]`` sharded along the sequence is ``S(0/batch)``. DTensor calls
+it ``_StridedShard``.
 """
 
 from __future__ import annotations

@@ -19,14 +19,15 @@ and its gradient reduce-scattered, an exit reduce-scattered forward and its grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 
 from costmodels.compute import DTYPE_BYTES
 from planner import ops
 from planner.graph import Block, Op, Ref
-from planner.layouts.rules import DimFlow
+from planner.layouts.flow import DimFlow
+from planner.layouts.pins import BlockPins, pinned_atoms
 
 REFERENCE_BATCH = 3
 REFERENCE_SEQ_LEN = 512
@@ -85,11 +86,19 @@ class TensorParallel:
         )
 
 
-def analyse(block: Block, *, seq_len: int | None = None) -> TensorParallel:
-    """Find what ``tp`` can shard in a block. ``seq_len``: the only length it holds for, if there is one."""
+def analyse(block: Block, *, seq_len: int | None = None, pins: BlockPins | None = None) -> TensorParallel:
+    """Find what ``tp`` can shard in a block.
+
+    Args:
+        seq_len: the only length it holds for, if there is one.
+        pins: parameters whose placement is settled.
+
+    Raises:
+        UsageError: pins that cannot be obeyed, or not together (`planner.layouts.pins`).
+    """
     shapes = [v.shape(REFERENCE_BATCH, seq_len or REFERENCE_SEQ_LEN) for v in block.values]
     flow = DimFlow(block, shapes).run()
-    chosen = _choose(flow)
+    chosen = _choose(flow, pins or {})
     shard_dim = tuple(_dim_holding(flow, v, chosen) for v in range(len(block.values)))
     sharded_ops = frozenset(
         i for i, op in enumerate(block.ops) if any(shard_dim[v] is not None for v in (*op.inputs, *op.outputs))
@@ -127,7 +136,7 @@ def _computed_gathered(block: Block, entries: tuple[int, ...], exits: tuple[int,
     return frozenset(found)
 
 
-def _boundary(block: Block, shapes: list[tuple[int, ...]]) -> Iterator[int]:
+def _boundary(block: Block, shapes: Sequence[tuple[int, ...]]) -> Iterator[int]:
     return (v for v in (*block.inputs, *block.outputs) if shapes[v])
 
 
@@ -138,8 +147,8 @@ def _atoms_of(flow: DimFlow, value: int) -> Iterator[tuple[int, int]]:
             yield d, atom
 
 
-def _choose(flow: DimFlow) -> frozenset[int]:
-    """Atoms to shard: those that carry most FLOP first, never two in one tensor."""
+def _choose(flow: DimFlow, pins: BlockPins) -> frozenset[int]:
+    """Atoms to shard: those that are pinned, then those that carry most FLOP first, never two in one tensor."""
     crossing = {atom for v in _boundary(flow.block, flow.shapes) for _, atom in _atoms_of(flow, v)}
     crossing.update(atom for factors in flow.born for atom in flow.atoms.leaves(factors))
     held = {v: {atom for _, atom in _atoms_of(flow, v)} for v in range(len(flow.block.values))}
@@ -154,10 +163,12 @@ def _choose(flow: DimFlow) -> frozenset[int]:
             for atom in set().union(*(held[v] for v in (*op.inputs, *op.outputs))) & weight.keys():
                 weight[atom][0] += flop
     total = sum(prod(flow.shapes[v]) for _, v in flow.block.params)
+    eligible = weight.keys()
     # A sharded lookup pays a reduction of its whole result: only for the table that dominates memory.
     weight = {atom: w for atom, w in weight.items() if w[0] or 2 * w[1] > total}
-    chosen: set[int] = set()
-    for atom in sorted(weight, key=lambda a: (*weight[a], a), reverse=True):
+    forced, forbidden = pinned_atoms(flow, pins, eligible)
+    chosen = set(forced)
+    for atom in sorted(weight.keys() - forbidden, key=lambda a: (*weight[a], a), reverse=True):
         if not any(atom in atoms and atoms & chosen for atoms in held.values()):
             chosen.add(atom)
     return frozenset(chosen)

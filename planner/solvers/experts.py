@@ -14,67 +14,15 @@ k)`` where all are chosen equally often. Source: DeepEP's README, normal kernels
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import comb
+from dataclasses import replace
 
 from costmodels import communication
 from hardware_profiles.cluster import Group
-from planner import ops
-from planner.graph import Block, Phase
+from planner.graph import Phase
+from planner.layouts.experts import Experts, find_experts
 from planner.ops import Gemm
 
-
-@dataclass(frozen=True)
-class Experts:
-    """The routed part of one block."""
-
-    params: frozenset[str]
-    """Relative FQNs of the experts' parameters."""
-    region: frozenset[int]
-    """Operations that run on routed tokens: router, permutations, experts; not shared experts."""
-    dispatched: int
-    """Value that the all-to-all sends: one row per token and expert."""
-    combined: int
-    """Value that it brings back."""
-    module: str
-    """Relative FQN of the module that multiplies."""
-    num_experts: int
-    top_k: int
-
-    def reached(self, held: int) -> float:
-        """Part of the tokens that visit one of ``held`` experts at least (``p`` of the module docstring)."""
-        return 1 - comb(self.num_experts - held, self.top_k) / comb(self.num_experts, self.top_k)
-
-
-def find_experts(block: Block) -> Experts | None:
-    """The routed part of a block, ``None`` where it has no grouped product."""
-    grouped = [op for op in block.ops if op.name in ops.GROUPED and op.phase == "forward"]
-    if not grouped:
-        return None
-    held = {block.values[v].storage: fqn for fqn, v in block.params}
-    weights = [held.get(block.values[v].storage) for op in grouped for v in op.inputs[1:2]]
-    module = grouped[0].fqn.rpartition(".")[0]
-    inner = {op.fqn for op in block.ops if op.name in ops.GROUPED or op.name == "topk"}
-    region = frozenset(
-        i
-        for i, op in enumerate(block.ops)
-        if op.fqn == module or any(op.fqn == fqn or op.fqn.startswith(f"{fqn}.") for fqn in inner)
-    )
-    return Experts(
-        params=frozenset(fqn for fqn in weights if fqn is not None),
-        region=region,
-        dispatched=grouped[0].inputs[0],
-        combined=grouped[-1].outputs[0],
-        module=grouped[0].fqn,
-        num_experts=int(block.values[grouped[0].inputs[1]].dims[0].const),
-        top_k=_top_k(block),
-    )
-
-
-def _top_k(block: Block) -> int:
-    """Experts of a token: the last choice of a router, which may choose groups first; 1 where there is none."""
-    chosen = [op.outputs[0] for op in block.ops if op.name == "topk" and op.phase == "forward"]
-    return int(block.values[chosen[-1]].dims[-1].const) if chosen else 1
+__all__ = ["Experts", "crossing_bytes", "dispatch_s", "exchanged", "find_experts", "one_by_one"]
 
 
 def crossing_bytes(experts: Experts, ranks: Group, token_bytes: float, *, once: bool) -> tuple[list[float], float]:

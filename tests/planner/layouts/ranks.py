@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from planner.graph import Block, Op, Ref
-from planner.layouts.rules import DimFlow
+from planner.layouts.flow import DimFlow
 from planner.layouts.tensor_parallel import TensorParallel, _choose, _sequence_atoms
 from planner.ops import COPIES, SHUFFLES
 from tests.planner.layouts.aten import ALLOCATIONS, execute
@@ -60,7 +60,7 @@ class Ranks:
     def run(self) -> Ranks:
         self.shapes = [v.shape(self.batch, self.seq_len) for v in self.block.values]
         flow = DimFlow(self.block, self.shapes).run()
-        self.shard = self._cuts(flow, _choose(flow), self.layout.shard_dim)
+        self.shard = self._cuts(flow, _choose(flow, {}), self.layout.shard_dim)
         self.sequence = self._cuts(flow, _sequence_atoms(flow), self.layout.sequence_dim)
         for v, whole in self.given.items():
             cut = self.shard.get(v) if self.tp > 1 else None

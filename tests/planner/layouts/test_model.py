@@ -12,7 +12,8 @@ from torch import nn
 from planner import models
 from planner.capture.trace import trace
 from planner.graph import ModelGraph
-from planner.layouts.model import analyse_model, matches, param_layouts
+from planner.layouts.model import analyse_model, param_layouts
+from planner.layouts.pins import matches
 from planner.plan import Candidate
 from tests.planner.layouts.small import SEQ_LEN, graph
 
