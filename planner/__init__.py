@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from planner.errors import NoPlanError as NoPlanError
     from planner.job import Constraints as Constraints
     from planner.job import Job as Job
+    from planner.job import Pin as Pin
+    from planner.layout_planning import best_layouts as best_layouts
+    from planner.layout_result import LayoutResult as LayoutResult
     from planner.plan import Plan as Plan
     from planner.plan import PlanResult as PlanResult
     from planner.plan_file import read as read_plan  # noqa: F401
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Constraints": ("planner.job", "Constraints"),
     "Job": ("planner.job", "Job"),
+    "LayoutResult": ("planner.layout_result", "LayoutResult"),
     "MeshwrightError": ("planner.errors", "MeshwrightError"),
     "NoPlanError": ("planner.errors", "NoPlanError"),
+    "Pin": ("planner.job", "Pin"),
     "Plan": ("planner.plan", "Plan"),
     "PlanResult": ("planner.plan", "PlanResult"),
+    "best_layouts": ("planner.layout_planning", "best_layouts"),
     "make_plan": ("planner.planning", "make_plan"),
     "read_plan": ("planner.plan_file", "read"),
     "write_plan": ("planner.plan_file", "write"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from planner import cli_calibrate, cli_hardware, cli_validate
+from planner import cli_calibrate, cli_hardware, cli_layouts, cli_support, cli_validate
 from planner.cli_streams import emit, progress, say
 from planner.errors import MeshwrightError, ModelSourceError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 schema_app = typer.Typer(help="JSON Schemas of the files that Meshwright writes.", no_args_is_help=True)
 app.add_typer(cli_hardware.app, name="hardware")
 app.add_typer(schema_app, name="schema")
+app.command()(cli_layouts.layouts)
+app.command()(cli_support.support)
 app.command()(cli_validate.validate)
 app.command()(cli_calibrate.calibrate)
 
@@ -73,6 +75,10 @@ def plan(
         Literal["none", "selective", "full"] | None,
         typer.Option(help="What is computed again in the backward pass.", rich_help_panel=_PINS),
     ] = None,
+    pins: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of layouts to obey: [[pin]] with fqn and layout.", rich_help_panel=_PINS),
+    ] = None,
     top: Annotated[
         int, typer.Option(min=1, help="Number of plans to show, each with another mesh.", rich_help_panel=_OUTPUT)
     ] = 5,
@@ -80,6 +86,12 @@ def plan(
         Path | None, typer.Option("--output", "-o", help="Save the plan in this file.", rich_help_panel=_OUTPUT)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.", rich_help_panel=_OUTPUT)] = False,
+    layer_detail: Annotated[
+        bool,
+        typer.Option(
+            "--layer-detail", help="Print the layout and price of every operation of a block.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of tables.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -87,7 +99,9 @@ def plan(
     """Recommend a layout: mesh, stages, microbatches, recomputation and sharding, with its price."""
     from planner import plan_file
     from planner.job import Constraints
+    from planner.pin_file import read_pins
     from planner.planning import make_plan
+    from planner.report import layer_detail as layer_detail_table
     from planner.report import table
 
     if output is not None:
@@ -101,6 +115,7 @@ def plan(
         dp_shard=dp_shard,
         microbatch_size=microbatch_size,
         recompute=recompute,
+        pins=read_pins(pins) if pins else (),
     )
     default = f"{_DEFAULT_HARDWARE}:{_DEFAULT_SHAPE}" if devices is None else _DEFAULT_HARDWARE
     with progress() as doing:
@@ -124,6 +139,8 @@ def plan(
         emit(plan_file.result_to_json(result))
     else:
         emit(table.render(result, saved=output, color=sys.stdout.isatty()))
+        if layer_detail:
+            emit("\n" + layer_detail_table.render(result.plan, color=sys.stdout.isatty()))
 
 
 @app.command()

@@ -73,6 +73,54 @@ class ParamLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Redistribution:
+    """What ``tp`` ranks communicate so that an operation finds an argument as it wants it."""
+
+    source: str
+    target: str
+    """Placements over ``tp`` before and after."""
+    forward: str
+    backward: str
+    """Collectives of the value and of its gradient: ``all_gather``, ``reduce_scatter``, ``all_reduce``,
+    ``all_to_all``, or ``local`` where nothing is communicated."""
+    num_bytes: int
+    """The whole value over ``tp``."""
+    forward_s: float
+    backward_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationLayout:
+    """One operation of a block over ``tp``, for one microbatch. Over ``dp_replicate`` and ``dp_shard`` activations lie
+    along the batch and parameters are whole while they are used."""
+
+    module: str
+    """FQN of the module that issues it, relative to the block; empty for the block itself."""
+    operation: str
+    """ATen name; of several that are laid out together (experts, a loss) that with most FLOP, or the last."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    """Placements (`planner.layouts.placements`)."""
+    implementation: str
+    """``local``, or how the operation communicates inside (docs/layouts.md)."""
+    forward_s: float
+    backward_s: float
+    redistributions: tuple[Redistribution, ...]
+    """Before it runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """Layouts of the operations that launch kernels, of all calls of one distinct block."""
+
+    modules: tuple[str, ...]
+    """FQNs of its calls, or of what runs in it; ``*`` stands for any number, ``1-3`` for a run of them. None for
+    bare operations."""
+    calls: int
+    operations: tuple[OperationLayout, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A run of blocks on one pipeline position."""
 
@@ -157,6 +205,8 @@ class Plan:
     """Name as in ``torch.distributed.pipelining`` (``1F1B``)."""
     predicted: Prediction
     search: SearchReport
+    operations: tuple[BlockLayout, ...] = ()
+    """Per distinct block, in order of execution."""
     warnings: tuple[str, ...] = ()
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,24 @@ from pydantic_core import ErrorDetails
 
 from costmodels.breakdown import Breakdown, Term
 from planner.errors import OutputExistsError, PlanFileError
-from planner.job import Constraints, Job
+from planner.job import Constraints, Job, Pin
 from planner.plan import (
     AXES,
     SCHEMA_VERSION,
+    BlockLayout,
     Candidate,
+    OperationLayout,
     ParamLayout,
     Plan,
     PlanInputs,
     PlanResult,
     Prediction,
+    Redistribution,
     SearchReport,
     Stage,
     StageMemory,
 )
-from planner.plan_schema import PlanFile, contradictions
+from planner.plan_schema import BlockPart, PlanFile, contradictions
 
 
 def to_json(plan: Plan) -> str:
@@ -142,7 +146,7 @@ def _to_object(plan: Plan) -> dict[str, object]:
     candidate, predicted, search = plan.candidate, plan.predicted, plan.search
     return {
         "schema_version": SCHEMA_VERSION,
-        "inputs": {**vars(plan.inputs), "job": vars(plan.inputs.job), "constraints": vars(plan.inputs.constraints)},
+        "inputs": {**vars(plan.inputs), "job": vars(plan.inputs.job), "constraints": asdict(plan.inputs.constraints)},
         "mesh": {
             "axes": [{"name": axis, "size": getattr(candidate, axis)} for axis in AXES],
             "sharding": {"sequence_parallel": candidate.sequence_parallel, "zero_stage": candidate.zero_stage},
@@ -155,6 +159,7 @@ def _to_object(plan: Plan) -> dict[str, object]:
             }
             for layout in plan.layouts
         ],
+        "operations": [asdict(block) for block in plan.operations],
         "pipeline": {
             "schedule": plan.schedule,
             "stages": [{"modules": stage.modules} for stage in plan.stages],
@@ -243,12 +248,33 @@ def _sizes(file: PlanFile) -> dict[str, Any]:
     return {axis.name: axis.size for axis in file.mesh.axes}
 
 
+def _to_constraints(constraints: dict[str, Any]) -> Constraints:
+    pins = constraints.pop("pins")
+    return Constraints(**constraints, pins=tuple(Pin(**pin) for pin in pins))
+
+
+def _to_block(block: BlockPart) -> BlockLayout:
+    return BlockLayout(
+        modules=block.modules,
+        calls=block.calls,
+        operations=tuple(
+            OperationLayout(
+                **{
+                    **op.model_dump(),
+                    "redistributions": tuple(Redistribution(**r.model_dump()) for r in op.redistributions),
+                }
+            )
+            for op in block.operations
+        ),
+    )
+
+
 def _to_plan(file: PlanFile) -> Plan:
     inputs = file.inputs.model_dump()
     job, constraints = inputs.pop("job"), inputs.pop("constraints")
     predicted = file.predicted
     return Plan(
-        inputs=PlanInputs(**inputs, job=Job(**job), constraints=Constraints(**constraints)),
+        inputs=PlanInputs(**inputs, job=Job(**job), constraints=_to_constraints(constraints)),
         candidate=Candidate(
             **_sizes(file),
             sequence_parallel=file.mesh.sharding.sequence_parallel,
@@ -258,6 +284,7 @@ def _to_plan(file: PlanFile) -> Plan:
             recompute=file.recompute,
         ),
         layouts=tuple(ParamLayout(**layout.model_dump()) for layout in file.layouts),
+        operations=tuple(_to_block(block) for block in file.operations),
         stages=tuple(Stage(modules=stage.modules) for stage in file.pipeline.stages),
         schedule=file.pipeline.schedule,
         predicted=Prediction(

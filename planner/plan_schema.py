@@ -15,6 +15,8 @@ from planner.plan import AXES
 Axis = Literal["pp", "dp_replicate", "dp_shard", "tp"]
 ShardingAxis = Literal["dp_replicate", "dp_shard", "tp"]
 Placement = Annotated[str, StringConstraints(pattern=r"^(R|S\((0|[1-9]\d*)\))$")]
+OperandPlacement = Annotated[str, StringConstraints(pattern=r"^([RBP]|S\((0|[1-9]\d*)(/[1-9]\d*)?\))$")]
+Collective = Literal["local", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -37,6 +39,13 @@ class JobPart(_Part):
     optimizer: Name
 
 
+class PinPart(_Part):
+    """A layout that the user settled."""
+
+    fqn: Name
+    layout: Name
+
+
 class ConstraintsPart(_Part):
     """What the user pinned; null where the planner was free."""
 
@@ -48,6 +57,7 @@ class ConstraintsPart(_Part):
     dp_shard: Positive | None
     microbatch_size: Positive | None
     recompute: Recompute | None
+    pins: tuple[PinPart, ...]
     memory_fraction: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -94,6 +104,39 @@ class LayoutPart(_Part):
     pattern: Name
     placements: dict[ShardingAxis, Placement]
     num_chunks: Positive
+
+
+class RedistributionPart(_Part):
+    """What ranks of ``tp`` communicate before an operation: collectives of a value and of its gradient."""
+
+    source: OperandPlacement
+    target: OperandPlacement
+    forward: Collective
+    backward: Collective
+    num_bytes: Count
+    forward_s: Seconds
+    backward_s: Seconds
+
+
+class OperationPart(_Part):
+    """One operation over ``tp``, for one microbatch."""
+
+    module: str
+    operation: Name
+    inputs: tuple[OperandPlacement, ...]
+    outputs: tuple[OperandPlacement, ...]
+    implementation: Name
+    forward_s: Seconds
+    backward_s: Seconds
+    redistributions: tuple[RedistributionPart, ...]
+
+
+class BlockPart(_Part):
+    """Operations of one distinct block, in execution order."""
+
+    modules: tuple[Name, ...]
+    calls: Positive
+    operations: tuple[OperationPart, ...]
 
 
 class StagePart(_Part):
@@ -165,6 +208,7 @@ class PlanFile(_Part):
     inputs: InputsPart
     mesh: MeshPart
     layouts: Annotated[tuple[LayoutPart, ...], Field(min_length=1)]
+    operations: tuple[BlockPart, ...]
     pipeline: PipelinePart
     recompute: Recompute
     predicted: PredictedPart

@@ -21,8 +21,10 @@ from planner.execution import TORCH_EAGER, Execution
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
 from planner.layouts.model import analyse_model, param_layouts
+from planner.layouts.strategies import replicated_warning
 from planner.ops import GROUPED
 from planner.plan import Alternative, Candidate, Plan, PlanInputs, PlanResult, Stage
+from planner.solvers.block_layout.planned import planned_layouts
 from planner.solvers.search import Found, SearchResult, predict, search
 from planner.solvers.setting import Setting
 
@@ -109,7 +111,8 @@ def make_plan(
         schedule="1F1B",
         predicted=predict(best),
         search=result.report,
-        warnings=(*_mixed(cluster), *graph.warnings),
+        operations=planned_layouts(setting, best.costs.candidate, result.layouts.at(best.costs.candidate.tp)),
+        warnings=(*_mixed(cluster), *replicated_warning(graph), *graph.warnings),
     )
     done = time.perf_counter()
     return PlanResult(
@@ -183,7 +186,7 @@ def _check_pins(setting: Setting, constraints: Constraints) -> None:
         if most is not None and pins.get(axis, 1) > most:
             raise UsageError(f"{axis} ({pins[axis]}) exceeds max_{axis} ({most}).")
     if "tp" in pins:
-        obstacle = analyse_model(setting.graph).obstacle(pins["tp"])
+        obstacle = analyse_model(setting.graph, constraints.pins).obstacle(pins["tp"])
         if obstacle is not None:
             raise UsageError(f"{obstacle} of {setting.graph.name}: every sharded dim must split evenly over tp.")
     most_stages = int(setting.named.sum())
@@ -235,8 +238,10 @@ def _changes_that_fit(setting: Setting, hardware: str, constraints: Constraints)
     if constraints != free:
         found = search(setting, free, top=1).best
         if found:
-            pins = {k: v for k, v in asdict(constraints).items() if v is not None and k != "memory_fraction"}
-            named = ", ".join(f"{k}={v}" for k, v in pins.items())
+            settled = {k: v for k, v in asdict(constraints).items() if v and k not in ("memory_fraction", "pins")}
+            named = ", ".join(
+                [f"{k}={v}" for k, v in settled.items()] + [f"{p.fqn} {p.layout}" for p in constraints.pins]
+            )
             changes.append(f"Without {named} it fits: {_outcome(found[0])}")
     for factor in DEVICE_FACTORS:
         cluster = _scaled(setting.cluster, hardware, factor)

@@ -6,15 +6,18 @@ from dataclasses import replace
 
 from costmodels.breakdown import Breakdown, Term
 from costmodels.units import GIB
-from planner.job import Constraints, Job
+from planner.job import Constraints, Job, Pin
 from planner.plan import (
     Alternative,
+    BlockLayout,
     Candidate,
+    OperationLayout,
     ParamLayout,
     Plan,
     PlanInputs,
     PlanResult,
     Prediction,
+    Redistribution,
     SearchReport,
     Stage,
     StageMemory,
@@ -77,7 +80,7 @@ def plan() -> Plan:
             device_memory_bytes=80 * GIB,
             num_devices=64,
             job=JOB,
-            constraints=Constraints(max_tp=8),
+            constraints=Constraints(max_tp=8, pins=(Pin(fqn="layers.*.attention.qkv", layout="tp:S(0/3)"),)),
             torch_version="2.13.0",
         ),
         candidate=CANDIDATE,
@@ -85,6 +88,45 @@ def plan() -> Plan:
             ParamLayout(pattern="embedding.weight", placements={"dp_shard": "S(0)", "tp": "S(0)"}),
             ParamLayout(
                 pattern="layers.*.attention.qkv.weight", placements={"dp_shard": "S(0)", "tp": "S(0)"}, num_chunks=3
+            ),
+        ),
+        operations=(
+            BlockLayout(modules=("embedding",), calls=1, operations=()),
+            BlockLayout(
+                modules=("layers.*",),
+                calls=8,
+                operations=(
+                    OperationLayout(
+                        module="attention.qkv",
+                        operation="mm",
+                        inputs=("B", "S(1/3)"),
+                        outputs=("S(1/3)",),
+                        implementation="local",
+                        forward_s=0.004,
+                        backward_s=0.008,
+                        redistributions=(
+                            Redistribution(
+                                source="S(1)",
+                                target="B",
+                                forward="all_gather",
+                                backward="reduce_scatter",
+                                num_bytes=1 << 27,
+                                forward_s=0.001,
+                                backward_s=0.002,
+                            ),
+                        ),
+                    ),
+                    OperationLayout(
+                        module="",
+                        operation="nll_loss_forward",
+                        inputs=("S(1)", "R"),
+                        outputs=("R",),
+                        implementation="loss_parallel",
+                        forward_s=0.0005,
+                        backward_s=0.0,
+                        redistributions=(),
+                    ),
+                ),
             ),
         ),
         stages=tuple(Stage(modules=(f"layers.{2 * stage}", f"layers.{2 * stage + 1}")) for stage in range(4)),

@@ -123,7 +123,7 @@ class _Space:
     def __init__(self, setting: Setting, constraints: Constraints) -> None:
         self.setting = setting
         self.constraints = constraints
-        self.layouts = analyse_model(setting.graph)
+        self.layouts = analyse_model(setting.graph, constraints.pins)
         self.rejected: Counter[str] = Counter()
         self._prices: dict[tuple[int, int], tuple[BlockPrice, ...]] = {}
 

@@ -11,8 +11,9 @@ import pytest
 
 from planner import cli, plan_file
 from planner.errors import MeshwrightError, ModelSourceError, NoPlanError, TraceError, UnknownNameError, UsageError
+from planner.job import Pin
 from planner.plan import PlanResult
-from planner.report import table
+from planner.report import layer_detail, table
 from tests import factories
 
 
@@ -51,6 +52,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return SimpleNamespace(code=exit_.value.code, out=out, err=err)
 
     return run
+
+
+def test_layer_detail_follows_the_table(planning: Planning, run: Any) -> None:
+    done = run("plan", "--layer-detail")
+    assert done.out == table.render(factories.result()) + "\n" + layer_detail.render(factories.plan())
+
+
+def test_pins_are_read_from_their_file(planning: Planning, run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pins.toml"
+    path.write_text('[[pin]]\nfqn = "layers.*.wo"\nlayout = "tp:S(1)"\n')
+    assert run("plan", "--pins", str(path)).code == 0
+    assert planning.asked["constraints"].pins == (Pin(fqn="layers.*.wo", layout="tp:S(1)"),)
+    assert run("plan", "--pins", str(tmp_path / "none.toml")).code == 2
 
 
 def test_plan_prints_the_table_on_stdout_and_warnings_on_stderr(planning: Planning, run: Any) -> None:

@@ -28,7 +28,17 @@ from planner.plan import (
 )
 from tests import factories
 
-TOP_LEVEL = ["schema_version", "inputs", "mesh", "layouts", "pipeline", "recompute", "predicted", "search"]
+TOP_LEVEL = [
+    "schema_version",
+    "inputs",
+    "mesh",
+    "layouts",
+    "operations",
+    "pipeline",
+    "recompute",
+    "predicted",
+    "search",
+]
 
 names = st.text(min_size=1, max_size=12)
 sizes = st.integers(1, 64)

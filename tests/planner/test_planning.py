@@ -15,7 +15,7 @@ from hardware_profiles.load import load_cluster
 from planner import plan_file
 from planner.errors import NoPlanError, UsageError
 from planner.job import Constraints, Job
-from planner.layouts.model import matches
+from planner.layouts.pins import matches
 from planner.plan import PlanResult
 from planner.planning import describe, make_plan
 from planner.solvers.search import model_flop, search
