@@ -43,8 +43,8 @@ windows, connected pieces while all else is kept, by branch and bound for anythi
 
 from __future__ import annotations
 
-from planner.solvers.intra_op.priced import Priced as Priced
-from planner.solvers.intra_op.priced import priced as priced
+from planner.solvers.intra_op.at_price import Priced as Priced
+from planner.solvers.intra_op.at_price import priced as priced
 from planner.solvers.intra_op.problem import Problem as Problem
 from planner.solvers.intra_op.problem import Solution as Solution
 from planner.solvers.intra_op.problem import Usage as Usage

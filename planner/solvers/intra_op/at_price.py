@@ -29,7 +29,8 @@ class Priced:
     _net: Network
 
     def at(self, price: float) -> Projection:
-        """The projection (`planner.solvers.intra_op.project`) of ``cost + price * held``, but for a constant.
+        """The projection (`planner.solvers.intra_op.project`) of ``cost + price * held``, where held is what a node holds
+        beyond the least of its strategies.
 
         Raises:
             UsageError: the graph is so wide that too large a table would be needed.
@@ -47,7 +48,7 @@ class Priced:
             done = eliminate(left, edges_of(net), keep=self.keep, entries=MOST_ENTRIES)
         if done is None:
             raise too_wide(len(net.nodes), len(self.keep))
-        return Projection(self.keep, done.table, done, net)
+        return Projection(self.keep, done.table + net.constant, done, net)
 
     def _held(self, i: int) -> Costs:
         pieces = self._net.pieces(i)
