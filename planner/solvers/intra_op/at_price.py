@@ -29,8 +29,9 @@ class Priced:
     _net: Network
 
     def at(self, price: float) -> Projection:
-        """The projection (`planner.solvers.intra_op.project`) of ``cost + price * held``, where held is what a node holds
-        beyond the least of its strategies.
+        """The projection (`planner.solvers.intra_op.project`) of ``cost + price * held``.
+
+        What a node holds counts from the least of its strategies.
 
         Raises:
             UsageError: the graph is so wide that too large a table would be needed.
