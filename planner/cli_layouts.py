@@ -28,6 +28,9 @@ def layouts(
     pins: Annotated[
         Path | None, typer.Option(help="TOML file of layouts to obey: [[pin]] with fqn and layout.")
     ] = None,
+    tradeoff: Annotated[
+        bool, typer.Option("--tradeoff", help="Find all corners of the trade-off between seconds and memory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Lay out every operation over a given mesh, whatever its axes are for, with the proof."""
@@ -41,7 +44,7 @@ def layouts(
         doing("tracing and solving")
         found = best_layouts(
             model, hardware=hardware, mesh=axes, batch=batch, seq_len=seq_len, precision=precision,
-            optimizer=optimizer, pins=settled,
+            optimizer=optimizer, pins=settled, whole_tradeoff=tradeoff,
         )  # fmt: skip
     for warning in found.warnings:
         say(f"warning: {warning}")

@@ -20,10 +20,13 @@ from planner.job import Constraints, Job, Pin
 from planner.layout_result import BlockParams, LayoutResult
 from planner.layouts.pins import block_pins
 from planner.layouts.strategies import replicated_warning
-from planner.solvers.block_layout.chain import PlacedSegment, solve_layouts
+from planner.solvers.block_layout.chain import trade_off
 from planner.solvers.block_layout.detail import detail
 from planner.solvers.block_layout.mesh import LayoutMesh
+from planner.solvers.block_layout.model_layout import PlacedSegment, undominated
+from planner.solvers.block_layout.problem import block_problem
 from planner.solvers.block_layout.records import block_record, layout_text
+from planner.solvers.block_layout.solving import solve_layouts
 from planner.solvers.setting import Setting
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def best_layouts(
     optimizer: str = "adamw",
     memory_fraction: float = Constraints.memory_fraction,
     pins: Sequence[Pin] = (),
+    whole_tradeoff: bool = False,
     example_inputs: Any = None,
     loss_fn: Callable[..., Tensor] | None = None,
 ) -> LayoutResult:
@@ -68,6 +72,8 @@ def best_layouts(
         batch: samples of one forward and backward pass over all devices.
         memory_fraction: part of device memory that layouts may use.
         pins: parameters whose placement on an axis is settled.
+        whole_tradeoff: find all corners of the trade-off between seconds and memory, not those alone that were seen on
+            the way to the best; parameters that blocks share may lie differently in each there.
 
     Raises:
         UsageError: pins that name no axis or parameter, or contradict each other.
@@ -89,9 +95,13 @@ def best_layouts(
     setting = Setting(graph, cluster, job, TORCH_EAGER)
     layout_mesh = LayoutMesh(cluster, tuple(mesh), tuple(mesh.values()))
     limit = memory_fraction * cluster.device.memory_bytes
-    found = solve_layouts(
-        setting, layout_mesh, batch=batch, limit_bytes=limit, pins=block_pins(graph, pins, tuple(mesh))
-    )
+    settled = block_pins(graph, pins, tuple(mesh))
+    found = solve_layouts(setting, layout_mesh, batch=batch, limit_bytes=limit, pins=settled)
+    tradeoff = found.tradeoff
+    if whole_tradeoff:
+        blocks_of = range(len(graph.blocks))
+        problems = [block_problem(setting, b, layout_mesh, batch=batch, pins=settled[b]) for b in blocks_of]
+        tradeoff = undominated(trade_off(problems, setting.block_of))
     alike: dict[tuple[int, tuple[int, ...]], tuple[PlacedSegment, list[Segment]]] = {}
     for segment, placed in zip(graph.segments, found.best.segments, strict=True):
         alike.setdefault((segment.block, placed.choice), (placed, []))[1].append(segment)
@@ -105,6 +115,6 @@ def best_layouts(
     return LayoutResult(
         model=graph.name, hardware=cluster.name, mesh=dict(mesh), batch=batch, seq_len=seq_len,
         seconds=found.best.seconds, bound_s=found.bound_s, peak_bytes=found.best.peak_bytes, limit_bytes=limit,
-        blocks=tuple(blocks), tradeoff=tuple((one.seconds, one.peak_bytes) for one in found.tradeoff),
+        blocks=tuple(blocks), tradeoff=tuple((one.seconds, one.peak_bytes) for one in tradeoff),
         warnings=(*replicated_warning(graph), *graph.warnings),
     )  # fmt: skip

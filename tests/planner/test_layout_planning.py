@@ -66,6 +66,13 @@ def test_memory_limits_what_is_best() -> None:
     assert free.seconds < tight.bound_s <= tight.seconds
 
 
+def test_the_whole_trade_off_goes_from_the_fastest_to_the_leanest() -> None:
+    found = solve(whole_tradeoff=True)
+    seconds, peaks = zip(*found.tradeoff, strict=True)
+    assert len(seconds) > 3 and list(seconds) == sorted(seconds) and list(peaks) == sorted(peaks, reverse=True)
+    assert peaks[-1] < 0.7 * peaks[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [

@@ -6,7 +6,7 @@ For a price ``p`` (seconds per byte) of what blocks hold between their passes, t
 tables joins them. Every ``p >= 0`` proves a bound: layouts that hold at most ``M`` bytes take ``least(p) - p * M`` or
 more.
 
-`solve_layouts` starts with ``p = 0``. Where that does not fit, it looks for the edge of the convex hull of
+`solve_chain` starts with ``p = 0``. Where that does not fit, it looks for the edge of the convex hull of
 (bytes, seconds) that crosses the limit: ``p`` is the slope between the fastest layouts seen that do not fit and the
 fastest that do, until no layouts lie below that slope, or the gap is 0.1 %. Between these two some segments may take
 the ones and some the others. What it returns is the fastest seen that fits, with the best bound; all that it saw are
@@ -18,10 +18,7 @@ A model of any depth costs one elimination per distinct block and price; a segme
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate
+from dataclasses import dataclass
 from math import inf
 
 import numpy as np
@@ -29,161 +26,47 @@ from numpy.typing import NDArray
 
 from costmodels.units import format_bytes
 from planner.errors import NoPlanError
-from planner.layouts.pins import BlockPins
 from planner.layouts.placements import Layout
-from planner.solvers.block_layout.mesh import LayoutMesh
-from planner.solvers.block_layout.problem import BlockProblem, block_problem
+from planner.solvers.block_layout.model_layout import LayoutSolution, ModelLayout, PlacedSegment, undominated
+from planner.solvers.block_layout.problem import BlockProblem
 from planner.solvers.intra_op import Priced, Projection, priced
 from planner.solvers.intra_op.problem import Costs
-from planner.solvers.setting import Setting
 
 PRICES, PRICE_FACTOR = 24, 4.0
 """How often the price of memory is raised, and by what, before nothing is said to fit."""
 
+LEANEST = 1e6
+"""Price of all that the fastest layouts hold, in their seconds, at which only what is held counts."""
 SURE = 1e-3
 """Gap at which the price of memory is looked for no further."""
 
 
-@dataclass(frozen=True, eq=False)
-class PlacedSegment:
-    """A segment with its layouts."""
-
-    problem: BlockProblem
-    choice: tuple[int, ...]
-    """Strategy of every node of the problem."""
-
-    @property
-    def seconds(self) -> float:
-        return self.problem.problem.cost(self.choice)
-
-    @property
-    def borders(self) -> tuple[int | None, int]:
-        """Strategies of entry and exit."""
-        entry = self.problem.entry
-        return None if entry is None else self.choice[entry], self.choice[self.problem.exit]
-
-    @cached_property
-    def kept(self) -> tuple[float, float]:
-        """Bytes between the passes: of parameters with their states, and of activations."""
-        states = activations = 0.0
-        for choice, held, s in zip(self.problem.choices, self.problem.held, self.choice, strict=True):
-            if choice.kind == "param":
-                states += float(held[s])
-            else:
-                activations += float(held[s])
-        return states, activations
-
-    @cached_property
-    def peak_bytes(self) -> float:
-        """Most at any time point of the segment's own passes."""
-        return self.problem.problem.peak(self.choice)
-
-
-@dataclass(frozen=True, eq=False)
-class ModelLayout:
-    """Layouts of all segments."""
-
-    segments: tuple[PlacedSegment, ...]
-
-    @cached_property
-    def seconds(self) -> float:
-        """One forward and backward pass and the optimizer's step, nothing hidden behind anything."""
-        return float(sum(segment.seconds for segment in self.segments))
-
-    @cached_property
-    def held_bytes(self) -> float:
-        """When the forward pass is over."""
-        return float(sum(sum(segment.kept) for segment in self.segments))
-
-    @cached_property
-    def peak_bytes(self) -> float:
-        """All states, the activations of the segments before, and the segment's own peak: the most of all segments."""
-        states = sum(segment.kept[0] for segment in self.segments)
-        before = accumulate((segment.kept[1] for segment in self.segments), initial=0.0)
-        own = (segment.peak_bytes - segment.kept[0] for segment in self.segments)
-        return states + max(a + b for a, b in zip(before, own, strict=False))
-
-
-@dataclass(frozen=True)
-class LayoutSolution:
-    """The best layouts found, and the proof."""
-
-    best: ModelLayout
-    bound_s: float
-    """No layouts within the limit take less."""
-    tradeoff: tuple[ModelLayout, ...]
-    """Layouts seen of which none is both faster and leaner than another: fastest first."""
-
-    @property
-    def gap(self) -> float:
-        """``seconds / bound - 1``; 0 is proven best."""
-        return max(0.0, self.best.seconds / self.bound_s - 1.0)
-
-
-def solve_layouts(
-    setting: Setting,
-    mesh: LayoutMesh,
-    *,
-    batch: int,
-    limit_bytes: float | None = None,
-    pins: Sequence[BlockPins] = (),
-) -> LayoutSolution:
-    """Best layouts of every operation of a model over a mesh.
-
-    Args:
-        batch: samples of one forward and backward pass over all devices of the mesh.
-        limit_bytes: memory of one device, buffers included; ``None`` for no limit.
-        pins: per distinct block, if any (`planner.layouts.pins`).
-
-    Parameters that several blocks share lie alike in all of them: where they would not, each of the layouts found is
-    settled for all, and the fastest kept, with the bound that holds for any.
-
-    Raises:
-        NoPlanError: nothing is found that fits within ``limit_bytes``, or a value cannot reach its readers from where
-            it is pinned.
-    """
-    graph = setting.graph
-    room = None if limit_bytes is None else limit_bytes - sum(graph.resident_bytes)
-    settled = [dict(pins[b]) if pins else {} for b in range(len(graph.blocks))]
-    problems = [block_problem(setting, b, mesh, batch=batch, pins=settled[b]) for b in range(len(graph.blocks))]
-    free = found = solve_chain(problems, setting.block_of, room)
-    for readers in _shared(setting):
-        tries = []
-        for layout in dict.fromkeys(_at_rest(setting, found, *reader) for reader in readers):
-            alike, pinned = list(problems), [dict(p) for p in settled]
-            for b, fqn in readers:
-                pinned[b][fqn] = dict(zip(mesh.axes, layout, strict=True))
-                alike[b] = block_problem(setting, b, mesh, batch=batch, pins=pinned[b])
-            with suppress(NoPlanError):
-                tries.append((solve_chain(alike, setting.block_of, room), alike, pinned))
-        if not tries:
-            raise NoPlanError(f"no layouts were found in which all that share {readers[0][1]} have it alike.")
-        found, problems, settled = min(tries, key=lambda tried: tried[0].best.seconds)
-    return replace(found, bound_s=free.bound_s)
-
-
-def _shared(setting: Setting) -> list[list[tuple[int, str]]]:
-    """(block, relative FQN) of the readers of each parameter that distinct blocks share."""
-    readers: dict[str, dict[tuple[int, str], None]] = {}
-    for segment in setting.graph.segments:
-        for relative, _ in setting.graph.blocks[segment.block].params:
-            readers.setdefault(setting.graph.canonical(segment, relative), {})[segment.block, relative] = None
-    return [list(found) for found in readers.values() if len(found) > 1]
-
-
-def _at_rest(setting: Setting, found: LayoutSolution, b: int, fqn: str) -> Layout:
-    placed = found.best.segments[setting.block_of.index(b)]
-    pairs = zip(placed.problem.choices, placed.choice, strict=True)
-    return next(choice.layouts[s] for choice, s in pairs if choice.kind == "param" and choice.fqn == fqn)
-
-
 def solve_chain(blocks: Sequence[BlockProblem], block_of: Sequence[int], limit_bytes: float | None) -> LayoutSolution:
-    """`solve_layouts` for problems that are built.
+    """Best layouts of the segments of a model (module docstring).
 
     Args:
         block_of: per segment, its distinct block.
     """
     return _Chain(blocks, block_of, limit_bytes, [_priced(block) for block in blocks]).solve()
+
+
+def trade_off(blocks: Sequence[BlockProblem], block_of: Sequence[int]) -> tuple[ModelLayout, ...]:
+    """Layouts from the fastest to those that hold least between the passes: every corner of the lower convex hull of
+    (bytes held, seconds).
+
+    Args:
+        block_of: per segment, its distinct block.
+    """
+    chain = _Chain(blocks, block_of, None, [_priced(block) for block in blocks])
+    fast = chain.at(0.0)
+    lean = chain.at(LEANEST * fast.seconds / max(fast.held_bytes, 1.0))
+    seen, waiting = [fast, lean], [(fast, lean)]
+    while waiting:
+        fast, lean = waiting.pop()
+        if (between := chain.below(fast, lean)) is not None:
+            seen.append(between)
+            waiting += [(fast, between), (between, lean)]
+    return tuple(sorted(seen, key=lambda layout: (layout.seconds, layout.held_bytes)))
 
 
 @dataclass
@@ -196,14 +79,12 @@ class _Chain:
     """No layouts within the limit take less."""
 
     def solve(self) -> LayoutSolution:
-        fast = self._at(0.0)
+        fast = self.at(0.0)
         seen = [fast]
         if not self._fits(fast):
             lean = self._leanest(fast, seen)
             while fast.held_bytes > lean.held_bytes and self._gap([lean, *self._between(fast, lean)]) > SURE:
-                price = (lean.seconds - fast.seconds) / (fast.held_bytes - lean.held_bytes)
-                found = self._at(price)
-                if found.seconds + price * found.held_bytes >= (fast.seconds + price * fast.held_bytes) * (1 - 1e-12):
+                if (found := self.below(fast, lean)) is None:
                     break
                 seen.append(found)
                 if self._fits(found):
@@ -213,7 +94,16 @@ class _Chain:
             seen.extend(self._between(fast, lean))
         fitting = [layout for layout in seen if self._fits(layout)]
         best = min(fitting, key=lambda layout: (layout.seconds, layout.held_bytes))
-        return LayoutSolution(best, min(self.bound_s, best.seconds), _undominated(seen))
+        return LayoutSolution(best, min(self.bound_s, best.seconds), undominated(seen))
+
+    def below(self, fast: ModelLayout, lean: ModelLayout) -> ModelLayout | None:
+        """The layouts furthest below the line between two in (bytes held, seconds); ``None`` where none are."""
+        if fast.held_bytes <= lean.held_bytes:
+            return None
+        price = (lean.seconds - fast.seconds) / (fast.held_bytes - lean.held_bytes)
+        found = self.at(price)
+        line = fast.seconds + price * fast.held_bytes
+        return found if found.seconds + price * found.held_bytes < line * (1 - 1e-12) else None
 
     def _gap(self, fitting: Sequence[ModelLayout]) -> float:
         return min(layout.seconds for layout in fitting) / self.bound_s - 1.0
@@ -222,7 +112,7 @@ class _Chain:
         """Layouts that fit: the price of memory grows until some do."""
         price = fast.seconds / max(fast.held_bytes, 1.0)
         for _ in range(PRICES):
-            found = self._at(price)
+            found = self.at(price)
             seen.append(found)
             if self._fits(found):
                 return found
@@ -252,7 +142,7 @@ class _Chain:
     def _fits(self, layout: ModelLayout) -> bool:
         return self.limit_bytes is None or layout.peak_bytes <= self.limit_bytes
 
-    def _at(self, price: float) -> ModelLayout:
+    def at(self, price: float) -> ModelLayout:
         """Layouts of least ``seconds + price * bytes held``; what they prove goes into the bound."""
         projections = [block.at(price) for block in self.priced]
         reached = np.zeros(1)  # per layout at the border that was reached last
@@ -310,11 +200,3 @@ class _Chain:
 
 def _priced(block: BlockProblem) -> Priced:
     return priced(block.problem, block.held, [block.exit] if block.entry is None else [block.entry, block.exit])
-
-
-def _undominated(seen: Sequence[ModelLayout]) -> tuple[ModelLayout, ...]:
-    kept: list[ModelLayout] = []
-    for layout in sorted(seen, key=lambda found: (found.seconds, found.peak_bytes)):
-        if not kept or layout.peak_bytes < kept[-1].peak_bytes:
-            kept.append(layout)
-    return tuple(kept)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.layouts.placements import Layout
-from planner.solvers.block_layout.chain import PlacedSegment
 from planner.solvers.block_layout.mesh import GATHERS, LayoutMesh
+from planner.solvers.block_layout.model_layout import PlacedSegment
 from planner.solvers.redistribution import Step
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from planner.layouts.placements import REPLICATE, Placement, shard
 from planner.layouts.tensor_parallel import TensorParallel
 from planner.plan import BlockLayout, Candidate
-from planner.solvers.block_layout.chain import PlacedSegment
 from planner.solvers.block_layout.detail import Detail, detail
 from planner.solvers.block_layout.mesh import LayoutMesh
+from planner.solvers.block_layout.model_layout import PlacedSegment
 from planner.solvers.block_layout.problem import block_problem
 from planner.solvers.block_layout.records import block_record
 from planner.solvers.intra_op import project

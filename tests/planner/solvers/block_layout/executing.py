@@ -14,9 +14,9 @@ from torch import Tensor
 
 from planner.layouts.placements import Layout, Shape
 from planner.layouts.redistribution import absolute
-from planner.solvers.block_layout.chain import PlacedSegment
 from planner.solvers.block_layout.detail import Detail, PlacedOp, Redistributed, detail
 from planner.solvers.block_layout.mesh import LayoutMesh
+from planner.solvers.block_layout.model_layout import PlacedSegment
 from planner.solvers.block_layout.problem import BlockProblem
 from planner.solvers.block_layout.strategies import Strategy
 from tests.planner.layouts.strategies import implementations

@@ -13,8 +13,10 @@ import pytest
 from planner.errors import NoPlanError
 from planner.layouts.pins import BlockPins
 from planner.layouts.placements import shard
-from planner.solvers.block_layout.chain import LayoutSolution, ModelLayout, solve_chain, solve_layouts
+from planner.solvers.block_layout.chain import solve_chain, trade_off
+from planner.solvers.block_layout.model_layout import LayoutSolution, ModelLayout
 from planner.solvers.block_layout.problem import BlockProblem
+from planner.solvers.block_layout.solving import solve_layouts
 from planner.solvers.intra_op import Projection, priced
 from tests.planner.solvers.block_layout.cases import mesh_of, slow, tiny
 from tests.planner.solvers.block_layout.toy import Every, block
@@ -66,6 +68,19 @@ def test_within_a_limit_bound_best_of_all_and_what_is_found_stand_in_order(seed:
         assert solution.bound_s <= every.least(limit) * (1 + 1e-9)
         assert every.least(limit) <= solution.best.seconds * (1 + 1e-9)
         assert solution.gap == pytest.approx(solution.best.seconds / solution.bound_s - 1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("chosen", CHAINS, ids=str)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_trade_off_has_every_corner_of_the_hull(seed: int, chosen: tuple[int, ...]) -> None:
+    """Of (bytes held, seconds) over all layouts: at any price none is better than the best corner."""
+    given = blocks(seed, chosen)
+    every, corners = Every(given, chosen).held, trade_off(given, chosen)
+    assert corners[0].seconds == pytest.approx(every[:, 0].min())
+    assert corners[-1].held_bytes == pytest.approx(every[:, 1].min())
+    for price in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 30.0):
+        least = min(one.seconds + price * one.held_bytes for one in corners)
+        assert least == pytest.approx((every[:, 0] + price * every[:, 1]).min())
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 
 from planner.layouts.redistribution import absolute
-from planner.solvers.block_layout.chain import PlacedSegment, solve_layouts
 from planner.solvers.block_layout.detail import Detail, Redistributed, detail
 from planner.solvers.block_layout.mesh import LayoutMesh
+from planner.solvers.block_layout.model_layout import PlacedSegment
+from planner.solvers.block_layout.solving import solve_layouts
 from tests.planner.solvers.block_layout.cases import llama, mesh_of, slow, tiny
 from tests.planner.solvers.block_layout.hand import setting_of
 from tests.planner.solvers.block_layout.test_problem import MLP

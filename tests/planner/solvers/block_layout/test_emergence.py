@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from planner.graph import Block
-from planner.solvers.block_layout.chain import LayoutSolution, solve_layouts
 from planner.solvers.block_layout.detail import Detail, PlacedOp, detail
 from planner.solvers.block_layout.mesh import LayoutMesh
+from planner.solvers.block_layout.model_layout import LayoutSolution
+from planner.solvers.block_layout.solving import solve_layouts
 from planner.solvers.setting import Setting
 from tests.planner.solvers.block_layout.cases import SMALL, llama, mesh_of
 

@@ -9,8 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from planner.solvers.block_layout.chain import PlacedSegment, solve_layouts
+from planner.solvers.block_layout.model_layout import PlacedSegment
 from planner.solvers.block_layout.problem import BlockProblem, block_problem
+from planner.solvers.block_layout.solving import solve_layouts
 from planner.solvers.intra_op import project
 from tests.planner.layouts.strategies.models import SMALL
 from tests.planner.solvers.block_layout.cases import mesh_of, slow, tiny

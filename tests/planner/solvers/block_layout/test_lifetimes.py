@@ -9,8 +9,9 @@ from math import prod
 import pytest
 
 from planner.layouts.tensor_parallel import analyse
-from planner.solvers.block_layout.chain import PlacedSegment, solve_layouts
+from planner.solvers.block_layout.model_layout import PlacedSegment
 from planner.solvers.block_layout.problem import BlockProblem
+from planner.solvers.block_layout.solving import solve_layouts
 from planner.solvers.prices import price_block
 from tests.planner.solvers.block_layout.cases import SMALL, llama, mesh_of
 from tests.planner.solvers.block_layout.hand import chosen, problem_of, written

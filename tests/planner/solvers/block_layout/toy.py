@@ -75,9 +75,18 @@ class Every:
     blocks: Sequence[BlockProblem]
     block_of: Sequence[int]
 
-    @cached_property
+    @property
     def found(self) -> Floats:
         """Seconds and peak bytes of each: ``[layouts, 2]``."""
+        return np.stack([self._rows[:, 0], self._rows[:, 1] + self._rows[:, 3]], axis=1)
+
+    @property
+    def held(self) -> Floats:
+        """Seconds, and bytes between the passes, of each: ``[layouts, 2]``."""
+        return np.stack([self._rows[:, 0], self._rows[:, 1] + self._rows[:, 2]], axis=1)
+
+    @cached_property
+    def _rows(self) -> Floats:
         parts: dict[Layout | None, Floats] = {None: np.array([[0.0, 0.0, 0.0, -np.inf]])}
         for b in self.block_of:  # by border: seconds, states, activations, most beyond all states
             joined: dict[Layout | None, list[Floats]] = {}
@@ -88,8 +97,7 @@ class Every:
                         own[:, 3] = np.maximum(rows[:, 3], rows[:, 2] + most)
                         joined.setdefault(leaves, []).append(own)
             parts = {border: np.concatenate(rows) for border, rows in joined.items()}
-        every = np.concatenate(list(parts.values()))
-        return np.stack([every[:, 0], every[:, 1] + every[:, 3]], axis=1)
+        return np.concatenate(list(parts.values()))
 
     def least(self, limit: float = np.inf) -> float:
         return float(self.found[self.found[:, 1] <= limit, 0].min(initial=np.inf))
