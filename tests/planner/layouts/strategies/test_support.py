@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from planner.capture.trace import trace
 from planner.graph import ModelGraph
-from planner.layouts.strategies import block_nodes, coverage, unruled
+from planner.layouts.strategies import block_nodes, coverage, replicated_warning, unruled
 from tests.planner.layouts.strategies.models import NAMES, model
 
 
@@ -67,6 +67,12 @@ def test_an_unknown_operation_is_named_and_replicated() -> None:
     (node,) = [node for node in nodes if not node.ruled]
     assert block.ops[node.ops[0]].name == "renorm"
     assert {p.kind for option in node.options for p in (*option.inputs, *option.outputs)} == {"R", "B"}
+
+
+def test_a_plan_is_told_what_lies_whole_for_want_of_a_rule() -> None:
+    (line,) = replicated_warning(unknown())
+    assert line.startswith("no layout rule knows renorm in layers.0, renorm in layers.1")
+    assert replicated_warning(model("gqa")) == ()
 
 
 @pytest.mark.parametrize(("name", "index", "seconds"), [("gqa", 1, 0.15), ("mla", 2, 0.3)])
