@@ -19,7 +19,7 @@ import numpy as np
 from planner.errors import UsageError
 from planner.solvers.intra_op.problem import Costs, Problem, Usage
 
-FORBIDDEN = 1e18
+FORBIDDEN = float("1e18")
 
 
 def read_contest(path: Path) -> Problem:

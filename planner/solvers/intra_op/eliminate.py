@@ -22,7 +22,7 @@ from planner.solvers.intra_op.problem import Costs
 
 Edges = Iterable[tuple[int, int, Costs]]
 
-SLAB = 1 << 20
+SLAB = 1_000_000
 """Entries of the largest table that is made at once where it can be made in slabs."""
 WIDE = 64
 """How many times larger a table may be that is made in slabs."""

@@ -26,6 +26,8 @@ from planner.solvers.intra_op.pieces import Pieces, Profile, profile
 ROWS_PER_ROUND = 20
 VIOLATION = 1e-7
 """Of the limit; what is violated less is left to the check of the choice."""
+PARTS = 1000
+"""Of the most that memory rows count: HiGHS likes numbers near one."""
 
 
 class Model:
@@ -48,7 +50,7 @@ class Model:
         for name, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
             self._highs.setOptionValue(name, value)
         bytes_scale = self._most() if peak_weight is not None else net.limit
-        self._unit = bytes_scale / 1000 or 1.0
+        self._unit = bytes_scale / PARTS or 1.0
         self._load()
 
     def relax(self, seconds: float) -> Multipliers:
@@ -159,7 +161,7 @@ class Model:
         excess[self._times] = -np.inf
         apart = max(1, len(excess) // 200)
         added = 0
-        while added < ROWS_PER_ROUND and excess.max(initial=-np.inf) > VIOLATION * 1000 * self._unit:
+        while added < ROWS_PER_ROUND and excess.max(initial=-np.inf) > VIOLATION * PARTS * self._unit:
             t = int(excess.argmax())
             self._add_row(t)
             excess[max(0, t - apart) : t + apart + 1] = -np.inf

@@ -13,7 +13,7 @@ from planner.solvers.intra_op.network import ContradictionError, Network, edges_
 from planner.solvers.intra_op.problem import Costs, Problem
 from planner.solvers.intra_op.reduce import reduce
 
-DIRECT_ENTRIES = 1 << 20
+DIRECT_ENTRIES = 1_000_000
 MOST_ENTRIES = 1 << 24
 
 

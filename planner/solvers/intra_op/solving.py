@@ -19,7 +19,7 @@ from planner.solvers.intra_op.reduce import reduce
 
 DIRECT_NODES = 2000
 """Largest problem that is eliminated as it is, before any reduction."""
-DIRECT_ENTRIES = 1 << 20
+DIRECT_ENTRIES = 1_000_000
 STEP = 1e-12
 """Relative improvement that is not looked for where costs are not whole numbers."""
 FIRST_SPLITS, FIRST_SHARE = 40, 0.25
