@@ -38,6 +38,9 @@ eliminated, so no proof rests on the arithmetic of another solver.
 **Neighbourhoods** (`neighbourhood`). `dive` gives nodes their locally best values one after another; `improve` solves
 windows, connected pieces while all else is kept, by branch and bound for anything better.
 
+**Exchange** (`exchange`, `ordering`). A few nodes of many neighbours keep their values, so all others can be eliminated
+at prices of memory; of what changes, the pieces that no edge joins are taken while they fit: 0.3 s for 5,000 nodes.
+
 `trade_off.pareto` is the hull of (cost, peak) over all choices.
 """
 

@@ -131,12 +131,12 @@ def improve(best: Best, budget: Budget, stall: int, multipliers: Multipliers, ra
         if age > REWEIGH:
             weights, age = _above_need(theta, best.choice), 0
         start = int(random.choice(nodes, p=weights if random.random() < WEIGHTED else None))
-        region = _region(net, start, int(size), random)
+        region = connected(net, start, int(size), random)
         if start in spans and random.random() < TWICE:
             at = int(random.integers(*spans[start]))
             second = int(random.choice([i for i, (lo, hi) in spans.items() if lo <= at < hi]))
             half = int(size / 2)
-            region = sorted({*_region(net, start, half, random), *_region(net, second, half, random)})
+            region = sorted({*connected(net, start, half, random), *connected(net, second, half, random)})
         piece = window(net, region, best.choice, best.cost, held)
         inner = Best(piece, best.step, best.whole, best.cost, {a: best.choice[i] for a, i in enumerate(region)})
         Tree(without_records(piece), inner).grow(Budget(budget.until, WINDOW_SPLITS))
@@ -159,7 +159,7 @@ def _above_need(theta: Network, choice: Mapping[int, int]) -> Costs:
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def _region(net: Network, start: int, size: int, random: np.random.Generator) -> list[int]:
+def connected(net: Network, start: int, size: int, random: np.random.Generator) -> list[int]:
     """A connected piece: neighbours of what is taken, half of the time at random, else those with most inside first."""
     compact = random.random() < COMPACT
     taken = {start}

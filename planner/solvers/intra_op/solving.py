@@ -10,6 +10,7 @@ import numpy as np
 from planner.errors import NoPlanError
 from planner.solvers.intra_op.branch import Best, Budget, Tree, finish, without_records
 from planner.solvers.intra_op.eliminate import eliminate
+from planner.solvers.intra_op.exchange import exchange
 from planner.solvers.intra_op.lagrange import lower_bound
 from planner.solvers.intra_op.messages import Ascent
 from planner.solvers.intra_op.neighbourhood import dive, improve
@@ -28,8 +29,10 @@ MIP_SHARE = 0.1
 """Of the time, for HiGHS' own branch and bound, whose heuristics find good choices of small networks at once."""
 LP_PAIRS = 400_000
 """Largest LP, in pairs of strategies; larger networks are bounded by messages."""
-ASCENT_SHARE = 0.2
-"""Of the time, for messages."""
+ASCENT_SHARE, SMALL_ASCENT_SHARE = 0.2, 0.05
+"""Of the time, for messages: of large networks, whose bound and first choice they make, and of others."""
+EXCHANGE_PATIENCE = 0.25
+"""Rounds of exchange without an improvement before windows are searched, per window."""
 FIRST_STALL = 100
 """Windows without an improvement before the tree grows again; twice as many each time."""
 EXACT = 2.0**53
@@ -74,15 +77,16 @@ def _search(best: Best, until: float) -> float:
         if tree.closed:
             return tree.bound
     now = time.monotonic()
-    multipliers = Ascent(net).climb(now + (ASCENT_SHARE if large else ASCENT_SHARE / 4) * (until - now))
+    multipliers = Ascent(net).climb(now + (ASCENT_SHARE if large else SMALL_ASCENT_SHARE) * (until - now))
     tree.raise_to(lower_bound(net, multipliers).value)
     choice = dive(net, multipliers)
     if choice is not None:
         best.offer(choice)
     random = np.random.default_rng(0)
-    stall = FIRST_STALL
+    stall, prices = FIRST_STALL, multipliers.memory
     while not tree.closed and time.monotonic() < until and not (large and best.choice is None):
         if best.choice is not None:
+            prices = exchange(best, until, int(EXCHANGE_PATIENCE * stall), prices, random)
             improve(best, Budget(until, 0), stall, multipliers, random)
         if not large:
             tree.grow(Budget(until, stall))
