@@ -86,7 +86,8 @@ def _search(best: Best, until: float) -> float:
     stall, prices = FIRST_STALL, multipliers.memory
     while not tree.closed and time.monotonic() < until and not (large and best.choice is None):
         if best.choice is not None:
-            prices = exchange(best, until, int(EXCHANGE_PATIENCE * stall), prices, random)
+            if large:  # a small network's time is better spent on windows and the tree
+                prices = exchange(best, until, int(EXCHANGE_PATIENCE * stall), prices, random)
             improve(best, Budget(until, 0), stall, multipliers, random)
         if not large:
             tree.grow(Budget(until, stall))
