@@ -149,6 +149,17 @@ class Parameter:
         return n
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputTensor:
+    """One tensor of a batch."""
+
+    name: str | None
+    """Keyword under which forward takes it; ``None``: by position."""
+    dtype: str
+    shape: tuple[int | Literal["seq_len"], ...]
+    """Of one sample, without the dim of the samples."""
+
+
 @dataclass(frozen=True)
 class ModelGraph:
     """A traced model."""
@@ -169,6 +180,8 @@ class ModelGraph:
     has_sequence: bool
     """Whether any shape depends on ``seq_len``."""
     warnings: tuple[str, ...]
+    inputs: tuple[InputTensor, ...] = ()
+    """What the model is fed; empty where that is no tuple or dict of tensors with samples along their first dim."""
 
     @property
     def num_parameters(self) -> int:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 _library = torch.library.Library("meshwright", "FRAGMENT")
-_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal) -> (Tensor, Tensor)")
+_library.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float dropout_p, float? scale) "
+    "-> (Tensor, Tensor)"
+)
 _library.define(
     "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask, "
     "bool causal, bool mask_grad) -> (Tensor, Tensor, Tensor, Tensor?)"
@@ -22,7 +25,9 @@ _library.define(
 
 
 @torch.library.register_fake("meshwright::attention", lib=_library)
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, causal: bool) -> Any:
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, causal: bool, dropout_p: float, scale: Any
+) -> Any:
     out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -42,8 +47,17 @@ def _attention_backward(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, causal: bool) -> torch.Tensor:
-        out, lse = torch.ops.meshwright.attention(q, k, v, mask, causal)
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: Any,
+        causal: bool,
+        dropout_p: float,
+        scale: Any,
+    ) -> torch.Tensor:
+        out, lse = torch.ops.meshwright.attention(q, k, v, mask, causal, dropout_p, scale)
         ctx.save_for_backward(q, k, v, out, lse, mask)
         ctx.causal = causal
         return out
@@ -54,7 +68,7 @@ class _Attention(torch.autograd.Function):
         grads = torch.ops.meshwright.attention_backward(
             grad, q, k, v, out, lse, mask, ctx.causal, ctx.needs_input_grad[3]
         )
-        return *grads, None
+        return *grads, None, None, None
 
 
 def fused_attention(
@@ -68,10 +82,10 @@ def fused_attention(
         shapes = ", ".join(f"{list(t.shape)}" for t in (query, key, value))
         raise ValueError(f"scaled_dot_product_attention: query, key and value {shapes} do not fit (gqa: {enable_gqa})")
     if query.dim() == 4:
-        return _Attention.apply(query, key, value, attn_mask, is_causal)
+        return _Attention.apply(query, key, value, attn_mask, is_causal, dropout_p, scale)
     lead = query.shape[:-2]
     flat = [t.reshape(-1, 1, *t.shape[-2:]) for t in (query, key, value)]
     if attn_mask is not None and attn_mask.dim() > 2:
         attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:]).reshape(-1, 1, *attn_mask.shape[-2:])
-    out = _Attention.apply(*flat, attn_mask, is_causal)
+    out = _Attention.apply(*flat, attn_mask, is_causal, dropout_p, scale)
     return out.reshape(*lead, *out.shape[-2:])

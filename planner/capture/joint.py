@@ -40,12 +40,17 @@ class JointGraph:
     """Tensor inputs, in pytree order."""
     diff_inputs: tuple[fx.Node, ...]
     """Those of ``inputs`` that receive a gradient."""
+    results: tuple[fx.Node, ...]
+    """All tensor results, in pytree order."""
     outputs: tuple[fx.Node, ...]
-    """Results that require a gradient."""
+    """Those of ``results`` that require a gradient."""
     param_grads: Mapping[str, fx.Node]
     """Parameter -> its gradient, for those that have one."""
     trained: frozenset[fx.Node]
     """Those of ``params`` that require a gradient."""
+    buffers: Mapping[str, fx.Node]
+    constants: Mapping[fx.Node, torch.Tensor]
+    """Nodes that stand for tensors which the model made outside of its forward pass, or from Python numbers."""
 
 
 def trace_block(call: BlockCall, params: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> JointGraph:
@@ -62,7 +67,8 @@ def trace_block(call: BlockCall, params: Mapping[str, torch.Tensor], buffers: Ma
         return _with_gradients(out, params, tensors, grads)
 
     with unchanged(call.module):
-        return _make_joint(joint, call.module, dict(params), tensors, call.differentiable, grads, dict(buffers))
+        made = [like.requires_grad for like in call.output_likes]
+        return _make_joint(joint, call.module, dict(params), tensors, call.differentiable, grads, dict(buffers), made)
 
 
 def trace_outer(
@@ -105,18 +111,19 @@ def trace_outer(
     token = _active_calls.set(observed.calls)
     try:
         with replaced_forwards(model, blocks, make):
-            return _make_joint(joint, model, dict(params), tensors, none, grads, dict(buffers))
+            return _make_joint(joint, model, dict(params), tensors, none, grads, dict(buffers), [True])
     finally:
         _active_calls.reset(token)
 
 
 def _with_gradients(out: Any, params: Mapping[str, torch.Tensor], tensors: Any, grads: Any) -> Any:
-    outs = [t for t in unique(out, torch.Tensor) if t.requires_grad]
+    every = unique(out, torch.Tensor)
+    outs = [t for t in every if t.requires_grad]
     wanted = [t for t in (*params.values(), *tensors) if t.requires_grad]
     if not outs or not wanted:
-        return tuple(outs), tuple(None for _ in wanted)
+        return tuple(every), tuple(None for _ in wanted)
     setup_stacktrace_preservation_hooks([t.grad_fn for t in outs if t.grad_fn is not None])
-    return tuple(outs), torch.autograd.grad(outs, wanted, grads, allow_unused=True)
+    return tuple(every), torch.autograd.grad(outs, wanted, grads, allow_unused=True)
 
 
 def _make_joint(
@@ -127,7 +134,9 @@ def _make_joint(
     differentiable: list[bool],
     grads: list[Any],
     buffers: dict[str, torch.Tensor],
+    made: list[bool],
 ) -> JointGraph:
+    """``made`` says of every tensor result whether it requires a gradient."""
     joint._orig_mod = module  # make_fx reads the module tree from here; without it nodes carry no module
     with torch.fx.traceback.preserve_node_meta():
         traced = make_fx(joint, tracing_mode="real", record_module_stack=True, _allow_non_fake_inputs=True)(
@@ -137,18 +146,21 @@ def _make_joint(
     param_nodes = placeholders[: len(params)]
     inputs = tuple(placeholders[len(params) : len(params) + len(tensors)])
     (out,) = (node for node in traced.graph.nodes if node.op == "output")
-    results = pytree.tree_leaves(out.args[0])
+    leaves = pytree.tree_leaves(out.args[0])
+    results, gradients = leaves[: len(made)], leaves[len(made) :]
     trained = [fqn for fqn, p in params.items() if p.requires_grad]
-    gradients = results[len(results) - len(trained) - sum(differentiable) :]
-    outputs = results[: len(results) - len(gradients)]
+    constants = {n: getattr(traced, n.target) for n in traced.graph.nodes if n.op == "get_attr"}
     return JointGraph(
         graph=traced.graph,
         params=dict(zip(params, param_nodes, strict=True)),
         inputs=inputs,
         diff_inputs=tuple(n for n, needs in zip(inputs, differentiable, strict=True) if needs),
-        outputs=tuple(outputs),
+        results=tuple(results),
+        outputs=tuple(node for node, trains in zip(results, made, strict=True) if trains),
         param_grads={fqn: grad for fqn, grad in zip(trained, gradients, strict=False) if grad is not None},
         trained=frozenset(node for p, node in zip(params.values(), param_nodes, strict=True) if p.requires_grad),
+        buffers=dict(zip(buffers, placeholders[len(placeholders) - len(buffers) :], strict=True)),
+        constants=constants,
     )
 
 

@@ -112,6 +112,17 @@ def is_call(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """A block, and the nodes that it was made of."""
+
+    block: Block
+    nodes: tuple[fx.Node, ...]
+    """One per operation."""
+    index: Mapping[fx.Node, int | tuple[int, ...]]
+    """Every node's value, or values."""
+
+
 def build_block(
     nodes: Iterable[fx.Node],
     *,
@@ -120,10 +131,11 @@ def build_block(
     outputs: Iterable[fx.Node],
     param_grads: Mapping[str, fx.Node],
     fqn_of: Callable[[fx.Node], str],
-) -> Block:
+) -> Lowered:
     """`Block` of the given call nodes (forward ones first); ``params`` that no node reads are left out."""
     builder = BlockBuilder()
     input_values = [builder.value_of(node) for node in inputs]
+    calls = []
     for node in sorted(nodes, key=is_backward):
         if node.target in META_TARGETS:
             source = node.args[0]
@@ -131,12 +143,13 @@ def build_block(
             builder.index[node] = builder.value_of(source)
         else:
             builder.add_op(node, fqn_of(node))
+            calls.append(node)
     # A parameter that only blocks read (as an argument of their call) is counted where its gradient is.
     read = {node: fqn for node, fqn in params.items() if node in builder.index or fqn in param_grads}
     param_values = tuple((fqn, _single(builder.value_of(node))) for node, fqn in read.items())
     output_values = tuple(_single(builder.value_of(node)) for node in outputs)
     grad_values = tuple((fqn, _single(builder.value_of(node))) for fqn, node in param_grads.items())
-    return Block(
+    block = Block(
         values=tuple(builder.values),
         ops=tuple(builder.ops),
         params=param_values,
@@ -144,6 +157,7 @@ def build_block(
         outputs=output_values,
         param_grads=grad_values,
     )
+    return Lowered(block=block, nodes=tuple(calls), index=builder.index)
 
 
 def _single(value: int | tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ from planner.capture.joint import JointGraph
 from planner.capture.lower import (
     META_TARGETS,
     BlockBuilder,
+    Lowered,
     build_block,
     forward_nodes_by_sequence,
     is_backward,
@@ -40,7 +41,7 @@ class _Run:
     nodes: list[fx.Node] = field(default_factory=list)
 
 
-def lower_block(joint: JointGraph) -> Block:
+def lower_block(joint: JointGraph) -> Lowered:
     """The `Block` of one distinct block call."""
     forward = forward_nodes_by_sequence(joint.graph)
     return build_block(
@@ -53,8 +54,15 @@ def lower_block(joint: JointGraph) -> Block:
     )
 
 
-def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_graphs: Sequence[Block]) -> RawModel:
-    """Segments of the outer graph, in execution order. ``block_graphs`` are the blocks of ``observed.calls``."""
+def cut(
+    outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_graphs: Sequence[Lowered]
+) -> tuple[RawModel, tuple[Lowered, ...]]:
+    """Segments of the outer graph, in execution order, and what each was made of; a block's call is the one node of
+    its segment.
+
+    Args:
+        block_graphs: the blocks of ``observed.calls``.
+    """
     forward = forward_nodes_by_sequence(outer.graph)
     runs = _runs(outer.graph, forward)
     run_of = {node: i for i, run in enumerate(runs) for node in run.nodes}
@@ -64,16 +72,18 @@ def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_
 
     blocks: list[Block] = []
     segments: list[Segment] = []
+    made: list[Lowered] = []
     ancestors = {fqn[:end] for fqn in block_fqns for end in _dots(fqn)} | {""}
     for i, run in enumerate(runs):
         if run.block is not None:
             _, call, position = run.block.args
             assert isinstance(call, int) and isinstance(position, int)
-            block, prefix = block_graphs[call], block_fqns[position]
+            block, prefix = block_graphs[call].block, block_fqns[position]
             modules: tuple[str, ...] = (prefix,)
+            made.append(Lowered(block=block, nodes=(run.block,), index={}))
         else:
             prefix = ""
-            block = build_block(
+            lowered = build_block(
                 run.nodes,
                 params={node: fqn for fqn, node in outer.params.items()},
                 inputs=inputs[i],
@@ -81,6 +91,8 @@ def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_
                 param_grads={fqn: node for fqn, node in outer.param_grads.items() if grad_runs[fqn] == i},
                 fqn_of=lambda node: node_fqn(_forward_of(node, forward)),
             )
+            block = lowered.block
+            made.append(lowered)
             # A parameter that belongs to no smaller module than one that holds blocks stands for itself.
             owned = [fqn for fqn, _ in block.params if fqn.rpartition(".")[0] in ancestors]
             fqns = [op.fqn for op in block.ops] + owned
@@ -88,7 +100,7 @@ def cut(outer: JointGraph, observed: Observed, block_fqns: Sequence[str], block_
         if block not in blocks:
             blocks.append(block)
         segments.append(Segment(block=blocks.index(block), prefix=prefix, modules=modules))
-    return RawModel(blocks=tuple(blocks), segments=tuple(segments), crossings=crossings)
+    return RawModel(blocks=tuple(blocks), segments=tuple(segments), crossings=crossings), tuple(made)
 
 
 def _forward_of(node: fx.Node, forward: Mapping[int, fx.Node]) -> fx.Node:

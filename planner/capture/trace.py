@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -12,11 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from costmodels.compute import DTYPE_BYTES
+from planner.capture.batches import recorded
 from planner.capture.blocks import find_blocks, position_attributes, structure_keys, watched
 from planner.capture.calls import NotOpaqueError, Observed, observe
 from planner.capture.failures import Located
 from planner.capture.fused import FusedKernels
-from planner.capture.joint import trace_block, trace_outer
+from planner.capture.joint import JointGraph, trace_block, trace_outer
+from planner.capture.lower import Lowered
 from planner.capture.segments import RawModel, cut, lower_block
 from planner.capture.shapes import Point, ShapeMismatchError, fit
 from planner.capture.unchanged import unchanged
@@ -53,6 +55,20 @@ def trace(
     Raises:
         TraceError: the model fails on fake tensors, is compiled, or its operations change with the batch.
     """
+    return trace_with(model, inputs, name=name, seq_len=seq_len, dtype=dtype, loss_fn=loss_fn)[0]
+
+
+def trace_with(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    name: str = "model",
+    seq_len: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    loss_fn: Callable[..., torch.Tensor] | None = None,
+    batch: int | None = None,
+) -> tuple[ModelGraph, Traced | None]:
+    """`trace`; and the graphs themselves of a microbatch of ``batch`` samples, where that is given."""
     compiled = [fqn for fqn, m in model.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
     if compiled:
         raise TraceError(
@@ -63,6 +79,7 @@ def trace(
         model.train()  # dropout and batch norm do in training what they do not in evaluation
         tracer = _Tracer(model, inputs, dtype, loss_fn)
         raw, fixed_seq_len = tracer.symbolic(seq_len)
+        traced = tracer.graphs(batch, seq_len) if batch is not None else None
     params = tuple(
         Parameter(fqn=fqn, shape=tuple(p.shape), requires_grad=p.requires_grad) for fqn, p in model.named_parameters()
     )
@@ -88,7 +105,7 @@ def trace(
                     f"{op.target} at {where} is priced by the bytes that it moves: its FLOP are not known"
                 ] = None
     dims = [dim for block in raw.blocks for value in block.values for dim in value.dims]
-    return ModelGraph(
+    graph = ModelGraph(
         name=name,
         blocks=raw.blocks,
         segments=segments,
@@ -99,7 +116,9 @@ def trace(
         fixed_seq_len=fixed_seq_len,
         has_sequence=fixed_seq_len is not None or any(dim.slope for dim in dims),
         warnings=tuple(tracer.warnings),
+        inputs=recorded(inputs, seq_len),
     )
+    return graph, traced
 
 
 def _resident(
@@ -120,6 +139,18 @@ def _resident(
     ]
     first = replace(segments[0], modules=tuple(dict.fromkeys((*segments[0].modules, *orphans))))
     return (first, *segments[1:]), tuple(sizes)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model's graphs at one batch and sequence length."""
+
+    raw: RawModel
+    made: tuple[Lowered, ...]
+    """Per segment (see `planner.capture.segments.cut`)."""
+    outer: JointGraph
+    calls: tuple[tuple[JointGraph, Lowered], ...]
+    """Per distinct call of a block."""
 
 
 class _Tracer:
@@ -173,26 +204,30 @@ class _Tracer:
 
     def at(self, batch: int, seq_len: int) -> RawModel:
         """Trace at one point."""
+        return self.graphs(batch, seq_len).raw
+
+    def graphs(self, batch: int, seq_len: int) -> Traced:
+        """Trace at one point, and keep the graphs."""
         with FakeTensorMode(allow_non_fake_inputs=True), FusedKernels(), torch.enable_grad():
             params = {fqn: self._fake(p) for fqn, p in self.model.named_parameters()}
             buffers = {fqn: torch.empty(b.shape, dtype=b.dtype) for fqn, b in self.model.named_buffers()}
             example = self._example(batch, seq_len)
             with Located(self.model, batch, seq_len):
                 observed = self._observe(lambda: self._loss({**params, **buffers}, example))
-                graphs = [
-                    lower_block(
-                        trace_block(
-                            call,
-                            {fqn: self._fake(p) for fqn, p in call.module.named_parameters()},
-                            {fqn: torch.empty(b.shape, dtype=b.dtype) for fqn, b in call.module.named_buffers()},
-                        )
+                calls = [
+                    trace_block(
+                        call,
+                        {fqn: self._fake(p) for fqn, p in call.module.named_parameters()},
+                        {fqn: torch.empty(b.shape, dtype=b.dtype) for fqn, b in call.module.named_buffers()},
                     )
                     for call in observed.calls
                 ]
                 outer = trace_outer(
                     self.model, self._loss, observed, self.blocks, self.structure, params, buffers, example
                 )
-            return cut(outer, observed, list(self.blocks), graphs)
+            lowered = [lower_block(call) for call in calls]
+            raw, made = cut(outer, observed, list(self.blocks), lowered)
+            return Traced(raw, made, outer, tuple(zip(calls, lowered, strict=True)))
 
     def _observe(self, run: Callable[[], torch.Tensor]) -> Observed:
         """Run the model until it is known which calls are alike; mostly once."""
