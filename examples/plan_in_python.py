@@ -28,8 +28,8 @@ def main() -> None:
     )
     plan = result.plan
     print(plan.candidate)
-    print(f"{plan.predicted.step_s:.2f} s per step, of which")
-    for term in plan.predicted.breakdown.terms:
+    print(f"{result.predicted.step_s:.2f} s per step, of which")
+    for term in result.predicted.breakdown.terms:
         print(f"  {term.name:22} {term.seconds:8.3f} s  ({term.low_s:.3f} to {term.high_s:.3f})")
     for layout in plan.layouts:
         print(f"  {layout.pattern:22} {dict(layout.placements)}")

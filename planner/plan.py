@@ -4,15 +4,34 @@ solvers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from costmodels.breakdown import Breakdown
+from costmodels.schedules import Schedule, make
+from planner.actions import own_schedule
+from planner.graph import InputTensor
 from planner.job import Constraints, Job
 
 SCHEMA_VERSION = 1
-AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 """Mesh axes, outer to inner: neighbouring ranks differ in ``tp`` first, so the busiest axis gets the nearest links."""
+
+ContextKind = Literal["all_gather", "ring", "ulysses", "ulysses_ring"]
+
+ACTIONS = "actions"
+"""The schedule of a plan that lists every rank's actions itself."""
+
+TORCH_SCHEDULES = {
+    "1f1b": "1F1B",
+    "gpipe": "GPipe",
+    "interleaved-1f1b": "Interleaved1F1B",
+    "looped-bfs": "LoopedBFS",
+    "zb-h1": "InterleavedZeroBubble",
+    "zb-v": "ZBVZeroBubble",
+    "dualpipe-v": "DualPipeV",
+}
+"""Names of `costmodels.schedules` -> those of ``torch.distributed.pipelining``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +54,16 @@ class Candidate:
     another of `planner.solvers.saved.POLICIES`."""
     cp: int = 1
     """Devices that share the sequence of a sample; they hold parameters like ``dp_shard`` does."""
-    context: Literal["all_gather", "ring", "ulysses"] = "all_gather"
+    context: ContextKind = "all_gather"
     """How attention reaches the keys of other ``cp`` devices."""
+    ulysses: int = 1
+    """Of ``cp``, neighbours that exchange heads for tokens under ``ulysses_ring``; rings join what they leave."""
     ep: int = 1
     """Devices, out of ``dp_shard * cp * tp`` neighbours, that share the experts of a layer."""
     num_chunks: int = 1
     """Stages per pipeline rank."""
     schedule: str = "1f1b"
-    """A name of `costmodels.schedules`."""
+    """A name of `costmodels.schedules`, or `ACTIONS`."""
     recomputed_blocks: int | None = None
     """Blocks of every stage that ``recompute`` applies to; all of them where ``None``."""
 
@@ -56,6 +77,11 @@ class Candidate:
         return self.dp_shard * self.cp
 
     @property
+    def expert_shard(self) -> int:
+        """Devices that hold the same experts within a ``dp_replicate`` group, and shard their states."""
+        return self.dp_shard * self.cp * self.tp // self.ep
+
+    @property
     def num_devices(self) -> int:
         return self.pp * self.data_parallel * self.cp * self.tp
 
@@ -66,10 +92,22 @@ class ParamLayout:
 
     pattern: str
     placements: Mapping[str, str]
-    """Mesh axis -> DTensor placement, ``R`` or ``S(dim)``; ``pp`` is absent: it places whole blocks."""
+    """Mesh axis -> DTensor placement, ``R`` or ``S(dim)``; ``pp`` is absent: it places whole blocks. ``dp_shard`` and
+    ``cp`` divide a dim together. Experts have one under ``ep`` too; their ``dp_shard`` and ``cp`` stand for the
+    ``dp_shard * cp * tp / ep`` devices that hold the same experts."""
     num_chunks: int = 1
     """Along the ``tp`` dim the tensor is ``num_chunks`` equal tensors stored one after another (fused QKV): each is
     sharded on its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertPlacement:
+    """Who holds which experts of a block; blocks without one spread them evenly in order, each expert once."""
+
+    block: str
+    """FQN of the block (``layers.3``); ``*`` stands for one path component."""
+    ranks: tuple[tuple[int, ...], ...]
+    """Per expert the ranks of ``ep`` that hold it, ascending; several hold replicas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +160,7 @@ class BlockLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A run of blocks on one pipeline position."""
+    """A run of blocks on one pipeline position; a rank of ``pp`` has ``num_chunks`` of them (`Plan.stage_ranks`)."""
 
     modules: tuple[str, ...]
     """FQNs of the modules that the stage owns, in execution order."""
@@ -180,34 +218,60 @@ class SearchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanInputs:
-    """What the plan was computed from; equal inputs give equal plans."""
+    """What the plan was computed from; equal inputs give equal plans. What is ``None`` nobody recorded, and nothing is
+    compared with it."""
 
     model: str
-    model_sha256: str
-    num_parameters: int
+    model_sha256: str | None = None
+    num_parameters: int | None = None
     hardware: str
-    hardware_sha256: str
-    hardware_evidence: str
-    device_memory_bytes: int
+    hardware_sha256: str | None = None
+    hardware_evidence: str | None = None
+    device_memory_bytes: int | None = None
     num_devices: int
     job: Job
-    constraints: Constraints
-    torch_version: str
+    constraints: Constraints = field(default_factory=Constraints)
+    torch_version: str | None = None
+    batch: tuple[InputTensor, ...] = ()
+    """What the model is fed, one entry per tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     inputs: PlanInputs
     candidate: Candidate
-    layouts: tuple[ParamLayout, ...]
+    layouts: tuple[ParamLayout, ...] = ()
+    """Of every parameter; where there are none, what `planner.layouts.model.param_layouts` says."""
+    experts: tuple[ExpertPlacement, ...] = ()
     stages: tuple[Stage, ...]
-    schedule: str
-    """Name as in ``torch.distributed.pipelining`` (``1F1B``)."""
-    predicted: Prediction
-    search: SearchReport
+    """In order of execution."""
+    actions: tuple[tuple[str, ...], ...] = ()
+    """Per rank of ``pp`` what it computes, in order (`planner.actions`), under the schedule `ACTIONS`."""
+    predicted: Prediction | None = None
+    """``None`` in plans that were written by hand."""
+    search: SearchReport | None = None
+    """``None`` where nothing was searched."""
     operations: tuple[BlockLayout, ...] = ()
-    """Per distinct block, in order of execution."""
+    """Per distinct block, in order of execution; where there are none, what costs least is taken."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def schedule(self) -> str:
+        """Name as in ``torch.distributed.pipelining`` (``1F1B``), or `ACTIONS`."""
+        return TORCH_SCHEDULES.get(self.candidate.schedule, self.candidate.schedule)
+
+    @property
+    def order(self) -> Schedule:
+        """Who runs what in which order."""
+        c = self.candidate
+        if self.actions:
+            return own_schedule(self.actions, c.num_microbatches)
+        return make(c.schedule, c.pp, c.num_microbatches, c.num_chunks)
+
+    @property
+    def stage_ranks(self) -> tuple[int, ...]:
+        """Per stage the rank of ``pp`` that runs it."""
+        return self.order.placements[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,3 +290,17 @@ class PlanResult:
     alternatives: tuple[Alternative, ...]
     seconds: Mapping[str, float]
     """Wall seconds of ``capture``, ``search`` and ``total``."""
+
+    @property
+    def predicted(self) -> Prediction:
+        """Of the plan, which was priced to be found."""
+        return known(self.plan.predicted)
+
+
+T = TypeVar("T")
+
+
+def known(said: T | None) -> T:
+    """What only plans written by hand may leave open, of one that was found."""
+    assert said is not None, "whoever finds a plan says what it was found from"
+    return said

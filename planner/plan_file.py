@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ from pydantic_core import ErrorDetails
 
 from costmodels.breakdown import Breakdown, Term
 from planner.errors import OutputExistsError, PlanFileError
+from planner.graph import InputTensor
 from planner.job import Constraints, Job, Pin
 from planner.plan import (
     AXES,
     SCHEMA_VERSION,
     BlockLayout,
     Candidate,
+    ExpertPlacement,
     OperationLayout,
     ParamLayout,
     Plan,
@@ -36,7 +40,8 @@ from planner.plan import (
     Stage,
     StageMemory,
 )
-from planner.plan_schema import BlockPart, PlanFile, contradictions
+from planner.plan_rules import SCHEDULES, contradictions
+from planner.plan_schema import BlockPart, PlanFile, PredictedPart
 
 
 def to_json(plan: Plan) -> str:
@@ -143,55 +148,81 @@ def _dump(content: dict[str, object]) -> str:
 
 
 def _to_object(plan: Plan) -> dict[str, object]:
-    candidate, predicted, search = plan.candidate, plan.predicted, plan.search
+    candidate = plan.candidate
     return {
         "schema_version": SCHEMA_VERSION,
-        "inputs": {**vars(plan.inputs), "job": vars(plan.inputs.job), "constraints": asdict(plan.inputs.constraints)},
+        "inputs": {
+            **vars(plan.inputs),
+            "job": vars(plan.inputs.job),
+            "constraints": asdict(plan.inputs.constraints),
+            "batch": [asdict(tensor) for tensor in plan.inputs.batch],
+        },
         "mesh": {
             "axes": [{"name": axis, "size": getattr(candidate, axis)} for axis in AXES],
-            "sharding": {"sequence_parallel": candidate.sequence_parallel, "zero_stage": candidate.zero_stage},
+            "sharding": {name: getattr(candidate, name) for name in _SHARDING},
         },
         "layouts": [
             {
                 "pattern": layout.pattern,
-                "placements": {axis: layout.placements[axis] for axis in AXES if axis in layout.placements},
+                "placements": {axis: layout.placements[axis] for axis in (*AXES, "ep") if axis in layout.placements},
                 "num_chunks": layout.num_chunks,
             }
             for layout in plan.layouts
         ],
+        "experts": [asdict(placed) for placed in plan.experts],
         "operations": [asdict(block) for block in plan.operations],
         "pipeline": {
             "schedule": plan.schedule,
+            "num_chunks": candidate.num_chunks,
+            "actions": plan.actions,
             "stages": [{"modules": stage.modules} for stage in plan.stages],
             "num_microbatches": candidate.num_microbatches,
             "microbatch_size": candidate.microbatch_size,
         },
         "recompute": candidate.recompute,
-        "predicted": {
-            "step_s": {
-                "value": predicted.step_s,
-                "low": predicted.breakdown.low_s,
-                "high": predicted.breakdown.high_s,
-            },
-            "tokens_per_s": predicted.tokens_per_s,
-            "mfu": predicted.mfu,
-            "memory_bytes": [
-                {"total": stage.total_bytes, "parts": dict(sorted(stage.parts.items()))} for stage in predicted.memory
-            ],
-            "breakdown": [
-                {"term": t.name, "seconds": t.seconds, "low_s": t.low_s, "high_s": t.high_s, "evidence": t.evidence}
-                for t in predicted.breakdown.terms
-            ],
-            "assumptions": predicted.assumptions,
-            "warnings": plan.warnings,
+        "recomputed_blocks": candidate.recomputed_blocks,
+        "predicted": _predicted(plan),
+        "search": _search(plan),
+        "warnings": plan.warnings,
+    }
+
+
+_SHARDING = ("sequence_parallel", "zero_stage", "context", "ulysses", "ep")
+
+
+def _predicted(plan: Plan) -> dict[str, object] | None:
+    predicted = plan.predicted
+    if predicted is None:
+        return None
+    return {
+        "step_s": {
+            "value": predicted.step_s,
+            "low": predicted.breakdown.low_s,
+            "high": predicted.breakdown.high_s,
         },
-        "search": {
-            "candidates": search.candidates,
-            "priced": search.priced,
-            "rejected": dict(sorted(search.rejected.items())),
-            "bound_s": search.bound_s,
-            "gap": search.gap(predicted.step_s),
-        },
+        "tokens_per_s": predicted.tokens_per_s,
+        "mfu": predicted.mfu,
+        "memory_bytes": [
+            {"total": stage.total_bytes, "parts": dict(sorted(stage.parts.items()))} for stage in predicted.memory
+        ],
+        "breakdown": [
+            {"term": t.name, "seconds": t.seconds, "low_s": t.low_s, "high_s": t.high_s, "evidence": t.evidence}
+            for t in predicted.breakdown.terms
+        ],
+        "assumptions": predicted.assumptions,
+    }
+
+
+def _search(plan: Plan) -> dict[str, object] | None:
+    search, predicted = plan.search, plan.predicted
+    if search is None:
+        return None
+    return {
+        "candidates": search.candidates,
+        "priced": search.priced,
+        "rejected": dict(sorted(search.rejected.items())),
+        "bound_s": search.bound_s,
+        "gap": search.gap(predicted.step_s) if predicted else None,
     }
 
 
@@ -244,6 +275,20 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _expanded(modules: Iterable[str]) -> tuple[str, ...]:
+    """``layers.0-3`` as the four modules that it stands for."""
+    found: list[str] = []
+    for name in modules:
+        if run := _RUN.fullmatch(name):
+            found += (f"{run[1]}{number}{run[4]}" for number in range(int(run[2]), int(run[3]) + 1))
+        else:
+            found.append(name)
+    return tuple(found)
+
+
+_RUN = re.compile(r"((?:.*\.)?)(\d+)-(\d+)((?:\..*)?)")
+
+
 def _sizes(file: PlanFile) -> dict[str, Any]:
     return {axis.name: axis.size for axis in file.mesh.axes}
 
@@ -272,38 +317,40 @@ def _to_block(block: BlockPart) -> BlockLayout:
 def _to_plan(file: PlanFile) -> Plan:
     inputs = file.inputs.model_dump()
     job, constraints = inputs.pop("job"), inputs.pop("constraints")
-    predicted = file.predicted
+    batch = tuple(InputTensor(**tensor) for tensor in inputs.pop("batch"))
     return Plan(
-        inputs=PlanInputs(**inputs, job=Job(**job), constraints=_to_constraints(constraints)),
+        inputs=PlanInputs(**inputs, job=Job(**job), constraints=_to_constraints(constraints), batch=batch),
         candidate=Candidate(
             **_sizes(file),
-            sequence_parallel=file.mesh.sharding.sequence_parallel,
-            zero_stage=file.mesh.sharding.zero_stage,
+            **file.mesh.sharding.model_dump(),
             microbatch_size=file.pipeline.microbatch_size,
             num_microbatches=file.pipeline.num_microbatches,
             recompute=file.recompute,
+            recomputed_blocks=file.recomputed_blocks,
+            num_chunks=file.pipeline.num_chunks,
+            schedule=SCHEDULES[file.pipeline.schedule],
         ),
         layouts=tuple(ParamLayout(**layout.model_dump()) for layout in file.layouts),
+        experts=tuple(ExpertPlacement(**placed.model_dump()) for placed in file.experts),
         operations=tuple(_to_block(block) for block in file.operations),
-        stages=tuple(Stage(modules=stage.modules) for stage in file.pipeline.stages),
-        schedule=file.pipeline.schedule,
-        predicted=Prediction(
-            breakdown=Breakdown(
-                tuple(
-                    Term(name=t.term, seconds=t.seconds, low_s=t.low_s, high_s=t.high_s, evidence=t.evidence)
-                    for t in predicted.breakdown
-                )
-            ),
-            tokens_per_s=predicted.tokens_per_s,
-            mfu=predicted.mfu,
-            memory=tuple(StageMemory(parts=dict(stage.parts)) for stage in predicted.memory_bytes),
-            assumptions=predicted.assumptions,
+        stages=tuple(Stage(modules=_expanded(stage.modules)) for stage in file.pipeline.stages),
+        actions=file.pipeline.actions,
+        predicted=_to_prediction(file.predicted) if file.predicted else None,
+        search=SearchReport(**file.search.model_dump(exclude={"gap"})) if file.search else None,
+        warnings=file.warnings,
+    )
+
+
+def _to_prediction(predicted: PredictedPart) -> Prediction:
+    return Prediction(
+        breakdown=Breakdown(
+            tuple(
+                Term(name=t.term, seconds=t.seconds, low_s=t.low_s, high_s=t.high_s, evidence=t.evidence)
+                for t in predicted.breakdown
+            )
         ),
-        search=SearchReport(
-            candidates=file.search.candidates,
-            priced=file.search.priced,
-            rejected=dict(file.search.rejected),
-            bound_s=file.search.bound_s,
-        ),
-        warnings=predicted.warnings,
+        tokens_per_s=predicted.tokens_per_s,
+        mfu=predicted.mfu,
+        memory=tuple(StageMemory(parts=dict(stage.parts)) for stage in predicted.memory_bytes),
+        assumptions=predicted.assumptions,
     )

@@ -1,21 +1,19 @@
-"""The rules of a plan file: one model per object of the JSON, and what binds their fields together."""
+"""The fields of a plan file: one model per object of the JSON. What binds them together is in `planner.plan_rules`."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from planner.plan import AXES
+from planner.actions import ENTRY
+from planner.job import Constraints
 
-Axis = Literal["pp", "dp_replicate", "dp_shard", "tp"]
-ShardingAxis = Literal["dp_replicate", "dp_shard", "tp"]
+Axis = Literal["pp", "dp_replicate", "dp_shard", "cp", "tp"]
+ShardingAxis = Literal["dp_replicate", "dp_shard", "cp", "tp", "ep"]
 Placement = Annotated[str, StringConstraints(pattern=r"^(R|S\((0|[1-9]\d*)\))$")]
-OperandPlacement = Annotated[str, StringConstraints(pattern=r"^([RBP]|S\((0|[1-9]\d*)(/[1-9]\d*)?\))$")]
+_OPERAND = r"([RBP]|S\((0|[1-9]\d*)(/[1-9]\d*)?\))"
+OperandPlacement = Annotated[str, StringConstraints(pattern=rf"^{_OPERAND}(,{_OPERAND})*$")]
 Collective = Literal["local", "all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1)]
@@ -24,6 +22,12 @@ Positive = Annotated[int, Field(ge=1, lt=1 << 63)]
 Seconds = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Recompute = Literal["none", "selective", "full"]
+Policy = Literal["none", "selective", "half", "full"]
+Context = Literal["all_gather", "ring", "ulysses", "ulysses_ring"]
+ScheduleName = Literal[
+    "1F1B", "GPipe", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV", "actions"
+]
+Action = Annotated[str, StringConstraints(pattern=ENTRY)]
 
 
 class _Part(BaseModel):
@@ -49,32 +53,41 @@ class PinPart(_Part):
 class ConstraintsPart(_Part):
     """What the user pinned; null where the planner was free."""
 
-    max_tp: Positive | None
-    max_pp: Positive | None
-    tp: Positive | None
-    pp: Positive | None
-    dp_replicate: Positive | None
-    dp_shard: Positive | None
-    microbatch_size: Positive | None
-    recompute: Recompute | None
-    pins: tuple[PinPart, ...]
-    memory_fraction: Annotated[float, Field(gt=0, le=1)]
+    max_tp: Positive | None = None
+    max_pp: Positive | None = None
+    tp: Positive | None = None
+    pp: Positive | None = None
+    dp_replicate: Positive | None = None
+    dp_shard: Positive | None = None
+    microbatch_size: Positive | None = None
+    recompute: Recompute | None = None
+    pins: tuple[PinPart, ...] = ()
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = Constraints().memory_fraction
+
+
+class InputTensorPart(_Part):
+    """One tensor of a batch: its sizes for one sample, ``seq_len`` where that is one."""
+
+    name: Name | None = None
+    dtype: Name
+    shape: tuple[Positive | Literal["seq_len"], ...]
 
 
 class InputsPart(_Part):
-    """What the plan was computed from."""
+    """What the plan was computed from. A hash, count or version that is null is compared with nothing."""
 
     model: Name
-    model_sha256: Sha256
-    num_parameters: Count
+    model_sha256: Sha256 | None = None
+    num_parameters: Count | None = None
     hardware: Name
-    hardware_sha256: Sha256
-    hardware_evidence: Literal["measured", "datasheet", "derived"]
-    device_memory_bytes: Positive
+    hardware_sha256: Sha256 | None = None
+    hardware_evidence: Literal["measured", "datasheet", "derived"] | None = None
+    device_memory_bytes: Positive | None = None
     num_devices: Positive
     job: JobPart
-    constraints: ConstraintsPart
-    torch_version: Name
+    constraints: ConstraintsPart = ConstraintsPart()
+    torch_version: Name | None = None
+    batch: tuple[InputTensorPart, ...] = ()
 
 
 class AxisPart(_Part):
@@ -85,14 +98,18 @@ class AxisPart(_Part):
 
 
 class ShardingPart(_Part):
-    """What the axes carry besides what ``layouts`` says."""
+    """What the axes carry besides what ``layouts`` says: of activations over ``tp`` and ``cp``, of parameters over
+    ``dp_shard`` and ``cp``, of experts over ``ep`` of the ``dp_shard * cp * tp`` neighbours."""
 
     sequence_parallel: bool
     zero_stage: Annotated[int, Field(ge=0, le=3)]
+    context: Context = "all_gather"
+    ulysses: Positive = 1
+    ep: Positive = 1
 
 
 class MeshPart(_Part):
-    """Axes from outer to inner: rank = ((pp * size + dp_replicate) * size + dp_shard) * size + tp."""
+    """Axes from outer to inner: rank = (((pp * size + dp_replicate) * size + dp_shard) * size + cp) * size + tp."""
 
     axes: tuple[AxisPart, ...]
     sharding: ShardingPart
@@ -103,11 +120,19 @@ class LayoutPart(_Part):
 
     pattern: Name
     placements: dict[ShardingAxis, Placement]
-    num_chunks: Positive
+    num_chunks: Positive = 1
+
+
+class ExpertsPart(_Part):
+    """Per expert of the blocks whose FQN matches, the ranks of ``ep`` that hold it."""
+
+    block: Name
+    ranks: Annotated[tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class RedistributionPart(_Part):
-    """What ranks of ``tp`` communicate before an operation: collectives of a value and of its gradient."""
+    """What ranks of ``tp``, or of ``cp`` and ``tp``, communicate before an operation: collectives of a value and of its
+    gradient."""
 
     source: OperandPlacement
     target: OperandPlacement
@@ -119,7 +144,7 @@ class RedistributionPart(_Part):
 
 
 class OperationPart(_Part):
-    """One operation over ``tp``, for one microbatch."""
+    """One operation over ``tp``, or over ``cp`` and ``tp`` where ``cp`` is not 1, for one microbatch."""
 
     module: str
     operation: Name
@@ -140,15 +165,18 @@ class BlockPart(_Part):
 
 
 class StagePart(_Part):
-    """Modules of one pipeline position, in execution order."""
+    """Modules of one pipeline position, in execution order; ``layers.0-3`` stands for four."""
 
     modules: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class PipelinePart(_Part):
-    """How samples flow: stages, schedule and microbatches."""
+    """How samples flow: stages in order of execution, ``num_chunks`` for each rank of ``pp``, dealt out by the
+    schedule; ``actions`` are a schedule of one's own, per rank."""
 
-    schedule: Name
+    schedule: ScheduleName
+    num_chunks: Positive = 1
+    actions: tuple[tuple[Action, ...], ...] = ()
     stages: Annotated[tuple[StagePart, ...], Field(min_length=1)]
     num_microbatches: Positive
     microbatch_size: Positive
@@ -188,7 +216,6 @@ class PredictedPart(_Part):
     memory_bytes: tuple[MemoryPart, ...]
     breakdown: tuple[TermPart, ...]
     assumptions: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 class SearchPart(_Part):
@@ -202,99 +229,18 @@ class SearchPart(_Part):
 
 
 class PlanFile(_Part):
-    """A layout of one training job over the devices of one cluster, with its prediction."""
+    """A layout of one training job over the devices of one cluster, with its prediction; what is absent is left to
+    Meshwright."""
 
     schema_version: Literal[1]
     inputs: InputsPart
     mesh: MeshPart
-    layouts: Annotated[tuple[LayoutPart, ...], Field(min_length=1)]
-    operations: tuple[BlockPart, ...]
+    layouts: tuple[LayoutPart, ...] = ()
+    experts: tuple[ExpertsPart, ...] = ()
+    operations: tuple[BlockPart, ...] = ()
     pipeline: PipelinePart
-    recompute: Recompute
-    predicted: PredictedPart
-    search: SearchPart
-
-
-def contradictions(file: PlanFile) -> Iterator[str]:
-    """Rules that bind several fields: each broken one as ``field = value: rule`` with its numbers."""
-    inputs, pipeline, predicted, search = file.inputs, file.pipeline, file.predicted, file.search
-    names = tuple(axis.name for axis in file.mesh.axes)
-    if names != AXES:
-        yield f"mesh.axes = {', '.join(names)}: the axes are {', '.join(AXES)}, from outer to inner"
-        return
-    size: dict[str, int] = {axis.name: axis.size for axis in file.mesh.axes}
-
-    devices = math.prod(size.values())
-    if devices != inputs.num_devices:
-        product = " * ".join(f"{axis} {size[axis]}" for axis in AXES)
-        yield f"inputs.num_devices = {inputs.num_devices}: must be the product of the axes, {product} = {devices}"
-
-    zero_stage = file.mesh.sharding.zero_stage
-    if (zero_stage == 0) != (size["dp_shard"] == 1):
-        yield (
-            f"mesh.sharding.zero_stage = {zero_stage}: must be 0 where dp_shard is 1 and 1, 2 or 3 elsewhere; "
-            f"dp_shard is {size['dp_shard']}"
-        )
-
-    data_parallel = size["dp_replicate"] * size["dp_shard"]
-    samples = data_parallel * pipeline.num_microbatches * pipeline.microbatch_size
-    if samples != inputs.job.global_batch:
-        yield (
-            f"inputs.job.global_batch = {inputs.job.global_batch}: must be dp_replicate * dp_shard {data_parallel} * "
-            f"num_microbatches {pipeline.num_microbatches} * microbatch_size {pipeline.microbatch_size} = {samples}"
-        )
-
-    if len(pipeline.stages) != size["pp"]:
-        yield f"pipeline.stages = {len(pipeline.stages)} stages: must be as many as pp, {size['pp']}"
-    if len(predicted.memory_bytes) != len(pipeline.stages):
-        yield (
-            f"predicted.memory_bytes = {len(predicted.memory_bytes)} entries: must be one for each of the "
-            f"{len(pipeline.stages)} stages"
-        )
-    yield from _repeated("pipeline.stages", "module", (m for stage in pipeline.stages for m in stage.modules))
-    yield from _repeated("layouts", "pattern", (layout.pattern for layout in file.layouts))
-
-    for index, stage in enumerate(predicted.memory_bytes):
-        total = sum(stage.parts.values())
-        if stage.total != total:
-            yield f"predicted.memory_bytes[{index}].total = {stage.total}: must be the sum of its parts, {total}"
-    for index, term in enumerate(predicted.breakdown):
-        if not (_at_most(term.low_s, term.seconds) and _at_most(term.seconds, term.high_s)):
-            yield (
-                f"predicted.breakdown[{index}].seconds = {term.seconds}: must lie between low_s {term.low_s} and "
-                f"high_s {term.high_s}"
-            )
-    step = predicted.step_s
-    for field, value, total_s in (
-        ("value", step.value, sum(term.seconds for term in predicted.breakdown)),
-        ("low", step.low, sum(term.low_s for term in predicted.breakdown)),
-        ("high", step.high, sum(term.high_s for term in predicted.breakdown)),
-    ):
-        if not math.isclose(value, total_s):
-            yield f"predicted.step_s.{field} = {value}: must be the sum over predicted.breakdown, {total_s}"
-    tokens_per_s = inputs.job.global_batch * inputs.job.seq_len / step.value
-    if not math.isclose(predicted.tokens_per_s, tokens_per_s):
-        yield (
-            f"predicted.tokens_per_s = {predicted.tokens_per_s}: must be global_batch {inputs.job.global_batch} * "
-            f"seq_len {inputs.job.seq_len} / step_s {step.value} = {tokens_per_s}"
-        )
-
-    accounted = search.priced + sum(search.rejected.values())
-    if search.candidates != accounted:
-        yield f"search.candidates = {search.candidates}: must be priced + all rejected, {accounted}"
-    if not _at_most(search.bound_s, step.value):
-        yield f"search.bound_s = {search.bound_s}: must not be above step_s, {step.value}"
-    ratio = step.value / search.bound_s
-    if not math.isclose(1 + search.gap, ratio):
-        yield f"search.gap = {search.gap}: must be step_s / bound_s - 1, {ratio - 1}"
-
-
-def _at_most(low: float, high: float) -> bool:
-    """``low <= high`` but for the rounding that two ways of adding the same numbers show."""
-    return low <= high or math.isclose(low, high)
-
-
-def _repeated(field: str, kind: str, names: Iterable[str]) -> Iterator[str]:
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        yield f"{field}: {kind} {json.dumps(name)} stands {count} times: must stand once"
+    recompute: Policy
+    recomputed_blocks: Positive | None = None
+    predicted: PredictedPart | None = None
+    search: SearchPart | None = None
+    warnings: tuple[str, ...] = ()

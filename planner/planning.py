@@ -97,23 +97,13 @@ def make_plan(
         precision=precision,
         optimizer=optimizer,
     )
-    setting = Setting(graph, cluster, job, _calibrated(graph, cluster))
+    setting = Setting(graph, cluster, job, calibrated(graph, cluster))
     _check_pins(setting, constraints)
     result = search(setting, constraints, top=top)
     if not result.best:
         raise _nothing_fits(setting, hardware, constraints, result, say)
-    best, *others = result.best
-    made = Plan(
-        inputs=_inputs(setting, constraints, torch_version),
-        candidate=best.costs.candidate,
-        layouts=param_layouts(result.layouts, best.costs.candidate),
-        stages=_stages(graph, best),
-        schedule="1F1B",
-        predicted=predict(best),
-        search=result.report,
-        operations=planned_layouts(setting, best.costs.candidate, result.layouts.at(best.costs.candidate.tp)),
-        warnings=(*_mixed(cluster), *replicated_warning(graph), *graph.warnings),
-    )
+    _, *others = result.best
+    made = best_plan(setting, result, plan_inputs(setting, constraints, torch_version))
     done = time.perf_counter()
     return PlanResult(
         plan=made,
@@ -122,11 +112,28 @@ def make_plan(
     )
 
 
-def _calibrated(graph: ModelGraph, cluster: Cluster) -> Execution:
-    """torch's own execution, with the constants that published runs give the device (`planner.calibration`)."""
+def best_plan(setting: Setting, result: SearchResult, inputs: PlanInputs) -> Plan:
+    """The best of what a search found, with all that a plan says."""
+    best, graph = result.best[0], setting.graph
+    return Plan(
+        inputs=inputs,
+        candidate=best.costs.candidate,
+        layouts=param_layouts(result.layouts, best.costs.candidate),
+        stages=_stages(graph, best),
+        predicted=predict(best),
+        search=result.report,
+        operations=planned_layouts(setting, best.costs.candidate, result.layouts.at(best.costs.candidate.tp)),
+        warnings=(*_mixed(setting.cluster), *replicated_warning(graph), *graph.warnings),
+    )
+
+
+def calibrated(graph: ModelGraph, cluster: Cluster) -> Execution:
+    """torch's own execution, with the constants that published runs give the device (`planner.calibration`), and the
+    host's time that its profile says."""
     experts = any(op.name in GROUPED for block in graph.blocks for op in block.ops)
     found = factors(cluster.device.name, TORCH_EAGER, low_precision=False, experts=experts)
-    return replace(TORCH_EAGER, time_factor=found)
+    call_s = cluster.device.call_s
+    return replace(TORCH_EAGER, time_factor=found, host_call_s=TORCH_EAGER.host_call_s if call_s is None else call_s)
 
 
 def _mixed(cluster: Cluster) -> tuple[str, ...]:
@@ -142,7 +149,8 @@ def _mixed(cluster: Cluster) -> tuple[str, ...]:
     return (text,)
 
 
-def _inputs(setting: Setting, constraints: Constraints, torch_version: str) -> PlanInputs:
+def plan_inputs(setting: Setting, constraints: Constraints, torch_version: str) -> PlanInputs:
+    """What a plan is computed from."""
     graph, cluster = setting.graph, setting.cluster
     content = (graph.blocks, graph.segments, graph.params, sorted(graph.aliases.items()), graph.crossings)
     return PlanInputs(
@@ -157,6 +165,7 @@ def _inputs(setting: Setting, constraints: Constraints, torch_version: str) -> P
         job=setting.job,
         constraints=constraints,
         torch_version=torch_version,
+        batch=graph.inputs,
     )
 
 

@@ -130,7 +130,6 @@ def plan() -> Plan:
             ),
         ),
         stages=tuple(Stage(modules=(f"layers.{2 * stage}", f"layers.{2 * stage + 1}")) for stage in range(4)),
-        schedule="1F1B",
         predicted=prediction(prices, 4),
         search=SearchReport(candidates=1200, priced=200, rejected={"memory": 700, "bound": 300}, bound_s=prices.step_s),
         warnings=("lm_head is tied to the embedding",),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from planner.graph import ModelGraph
 from planner.job import Pin
 from planner.layouts.data_parallel import shard_dim
+from planner.layouts.experts import find_experts
 from planner.layouts.pins import BlockPins, block_pins, matches
 from planner.layouts.tensor_parallel import ParamShard, TensorParallel, analyse
 from planner.plan import Candidate, ParamLayout
@@ -97,27 +98,53 @@ def param_layouts(layouts: ModelLayouts, candidate: Candidate) -> tuple[ParamLay
     graph = layouts.graph
     at = layouts.at(candidate.tp)
     shards: dict[str, ParamShard | None] = {}
+    experts = expert_params(graph) if candidate.ep > 1 else frozenset()
     for segment in graph.segments:
         for relative, _ in graph.blocks[segment.block].params:
             shards.setdefault(graph.canonical(segment, relative), at[segment.block].params.get(relative))
-    exact = {p.fqn: _placements(candidate, shards.get(p.fqn), p.shape) for p in graph.params}
+    exact = {
+        p.fqn: _of_expert(candidate, p.shape)
+        if p.fqn in experts
+        else _placements(candidate, shards.get(p.fqn), p.shape)
+        for p in graph.params
+    }
     return tuple(
         ParamLayout(pattern=pattern, placements=placements, num_chunks=chunks)
         for pattern, (placements, chunks) in _fold(exact).items()
     )
 
 
+def expert_params(graph: ModelGraph) -> frozenset[str]:
+    """FQNs of the parameters of routed experts: ``ep`` divides their dim 0."""
+    found = {b: experts.params for b, block in enumerate(graph.blocks) if (experts := find_experts(block))}
+    return frozenset(graph.canonical(s, relative) for s in graph.segments for relative in found.get(s.block, ()))
+
+
 Layout = tuple[Mapping[str, str], int]
 
 
 def _placements(candidate: Candidate, shard: ParamShard | None, shape: tuple[int, ...]) -> Layout:
-    """Over ``dp_shard`` as `planner.layouts.data_parallel` says, after ``tp``; a tensor without dims stays whole."""
+    """Over ``dp_shard`` and ``cp`` as `planner.layouts.data_parallel` says, after ``tp``; a tensor without dims stays
+    whole."""
     tp, chunks, local = "R", 1, shape
     if shard is not None and candidate.tp > 1:
         tp, chunks = f"S({shard.dim})", shard.num_chunks
         local = (*shape[: shard.dim], shape[shard.dim] // candidate.tp, *shape[shard.dim + 1 :])
-    sharded = f"S({shard_dim(local, candidate.dp_shard)})" if candidate.zero_stage and shape else "R"
-    return {"dp_replicate": "R", "dp_shard": sharded, "tp": tp}, chunks
+    return {"dp_replicate": "R", **_state(candidate, local, candidate.state_shard), "tp": tp}, chunks
+
+
+def _of_expert(candidate: Candidate, shape: tuple[int, ...]) -> Layout:
+    """Over ``ep``, and over the devices that hold the same experts; never over ``tp``, whose devices hold others."""
+    local = (shape[0] // candidate.ep, *shape[1:])
+    return {"dp_replicate": "R", **_state(candidate, local, candidate.expert_shard), "tp": "R", "ep": "S(0)"}, 1
+
+
+def _state(candidate: Candidate, local: tuple[int, ...], shards: int) -> dict[str, str]:
+    sharded = f"S({shard_dim(local, shards)})" if candidate.zero_stage and local else "R"
+    return {
+        "dp_shard": sharded if candidate.dp_shard > 1 else "R",
+        "cp": sharded if candidate.cp > 1 else "R",
+    }
 
 
 def _fold(exact: Mapping[str, Layout]) -> dict[str, Layout]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from costmodels import units
 from costmodels.breakdown import Breakdown
-from planner.plan import Candidate, Plan, PlanResult
+from planner.plan import Candidate, Plan, PlanResult, known
 from planner.report.columns import WIDTH as WIDTH
 from planner.report.columns import columns, cut, text
 
@@ -58,7 +58,8 @@ def render_models(presets: Mapping[str, Preset]) -> str:
 def layout_words(candidate: Candidate) -> str:
     """A candidate in words but for its recomputation: ``pp4 dp2x8(zero3) tp8+sp mb1 x16``.
 
-    ``dp2x8`` is 2 replicas, each sharded over 8; ``mb1 x16`` is 16 microbatches of one sample.
+    ``dp2x8`` is 2 replicas, each sharded over 8; ``mb1 x16`` is 16 microbatches of one sample. What no search chooses
+    is named where it is not 1: ``cp4(ring)``, ``ep8``.
     """
     sharded = f"{candidate.dp_shard}(zero{candidate.zero_stage})"
     if candidate.dp_shard == 1:
@@ -68,8 +69,10 @@ def layout_words(candidate: Candidate) -> str:
     else:
         data = f"dp{candidate.dp_replicate}x{sharded}"
     sequence = "+sp" if candidate.sequence_parallel else ""
+    more = f" cp{candidate.cp}({candidate.context})" if candidate.cp > 1 else ""
+    more += f" ep{candidate.ep}" if candidate.ep > 1 else ""
     microbatches = f"mb{candidate.microbatch_size} x{candidate.num_microbatches}"
-    return f"pp{candidate.pp} {data} tp{candidate.tp}{sequence} {microbatches}"
+    return f"pp{candidate.pp} {data} tp{candidate.tp}{sequence}{more} {microbatches}"
 
 
 def why_slower(best: Breakdown, other: Breakdown) -> str:
@@ -93,19 +96,20 @@ def _headline(plan: Plan) -> RenderableType:
     samples = f"{job.global_batch:,} x {job.seq_len:,} tokens" if job.seq_len > 1 else f"{job.global_batch:,} samples"
     return Text.assemble(
         (inputs.model, "bold"),
-        f": {units.format_count(inputs.num_parameters)} parameters, {samples} per step, {job.precision}, "
+        f": {units.format_count(known(inputs.num_parameters))} parameters, {samples} per step, {job.precision}, "
         f"{job.optimizer}\n",
         (inputs.hardware, "bold"),
-        f": {inputs.num_devices:,} devices of {units.format_bytes(inputs.device_memory_bytes)}, "
-        f"{_SURE[inputs.hardware_evidence]}",
+        f": {inputs.num_devices:,} devices of {units.format_bytes(known(inputs.device_memory_bytes))}, "
+        f"{_SURE[known(inputs.hardware_evidence)]}",
     )
 
 
 def _plans(result: PlanResult) -> RenderableType:
-    inputs, best = result.plan.inputs, result.plan.predicted.breakdown
+    inputs, predicted = result.plan.inputs, known(result.plan.predicted)
+    best, capacity = predicted.breakdown, units.gib(known(inputs.device_memory_bytes))
     unit = "tok" if inputs.job.seq_len > 1 else "samples"
     table = columns("layout", "recompute", ">step", f">{unit}/s/dev", ">MFU", ">peak GiB", "why slower")
-    plans = [(result.plan.candidate, result.plan.predicted), *((a.candidate, a.predicted) for a in result.alternatives)]
+    plans = [(result.plan.candidate, predicted), *((a.candidate, a.predicted) for a in result.alternatives)]
     for rank, (candidate, predicted) in enumerate(plans[:_MAX_PLANS], start=1):
         rate = predicted.tokens_per_s / inputs.num_devices
         table.add_row(
@@ -114,7 +118,7 @@ def _plans(result: PlanResult) -> RenderableType:
             units.format_seconds(predicted.step_s),
             f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
             f"{predicted.mfu:.1%}",
-            f"{units.gib(predicted.peak_bytes):.1f}/{units.gib(inputs.device_memory_bytes):.0f}",
+            f"{units.gib(predicted.peak_bytes):.1f}/{capacity:.0f}",
             cut("best" if rank == 1 else why_slower(best, predicted.breakdown)),
             style="bold" if rank == 1 else "",
         )
@@ -125,11 +129,13 @@ def _plans(result: PlanResult) -> RenderableType:
 
 def _prices(plan: Plan) -> RenderableType:
     """Step time and memory of the fullest stage, side by side."""
-    breakdown, memory = plan.predicted.breakdown, plan.predicted.memory
+    predicted = known(plan.predicted)
+    breakdown, memory = predicted.breakdown, predicted.memory
     step, low, high = (units.format_seconds(s) for s in (breakdown.step_s, breakdown.low_s, breakdown.high_s))
     times = _parts(f"step {step} (overlap all {low}, none {high})", _groups(breakdown), units.format_seconds)
     fullest = max(range(len(memory)), key=lambda stage: memory[stage].total_bytes)
-    peak, capacity = (units.format_bytes(b) for b in (plan.predicted.peak_bytes, plan.inputs.device_memory_bytes))
+    peak = units.format_bytes(predicted.peak_bytes)
+    capacity = units.format_bytes(known(plan.inputs.device_memory_bytes))
     sizes = _parts(
         f"peak {peak} of {capacity} (stage {fullest + 1} of {len(memory)})", memory[fullest].parts, units.format_bytes
     )
@@ -156,7 +162,7 @@ def _parts(title: str, parts: Mapping[str, float], shown: Callable[[float], str]
 
 def _outcome(plan: Plan, saved: Path | None) -> RenderableType:
     """How sure the search is, and what the user can do next."""
-    search, step_s = plan.search, plan.predicted.step_s
+    search, step_s = known(plan.search), known(plan.predicted).step_s
     reasons = _largest_first(search.rejected)
     rejected = [f"{count:,} {reason}" for reason, count in reasons[:_MAX_REASONS]]
     other = sum(count for _, count in reasons[_MAX_REASONS:])
@@ -172,7 +178,7 @@ def _outcome(plan: Plan, saved: Path | None) -> RenderableType:
     lines.add_row("search", cut(counts))
     lines.add_row("proof", cut(proof))
     if plan.warnings:
-        lines.add_row("warnings", f"{len(plan.warnings)}, in full on stderr and under predicted.warnings of the plan")
+        lines.add_row("warnings", f"{len(plan.warnings)}, in full on stderr and under warnings of the plan")
     if saved is not None:
         lines.add_row("saved", cut(str(saved)))
     save = "" if saved else "; -o plan.json saves this one"

@@ -18,6 +18,7 @@ from planner.job import Constraints, Job
 from planner.plan import (
     SCHEMA_VERSION,
     Candidate,
+    ExpertPlacement,
     ParamLayout,
     Plan,
     PlanInputs,
@@ -26,6 +27,7 @@ from planner.plan import (
     Stage,
     StageMemory,
 )
+from planner.solvers.search import divisors
 from tests import factories
 
 TOP_LEVEL = [
@@ -33,13 +35,27 @@ TOP_LEVEL = [
     "inputs",
     "mesh",
     "layouts",
+    "experts",
     "operations",
     "pipeline",
     "recompute",
+    "recomputed_blocks",
     "predicted",
     "search",
+    "warnings",
 ]
+REQUIRED = ["schema_version", "inputs", "mesh", "pipeline", "recompute"]
 
+SCHEDULES = [
+    ("1f1b", 1),
+    ("gpipe", 1),
+    ("interleaved-1f1b", 3),
+    ("looped-bfs", 2),
+    ("zb-h1", 2),
+    ("zb-v", 2),
+    ("dualpipe-v", 2),
+]
+SPLIT = ("zb-h1", "zb-v", "dualpipe-v")
 names = st.text(min_size=1, max_size=12)
 sizes = st.integers(1, 64)
 recompute = st.sampled_from(["none", "selective", "full"])
@@ -56,29 +72,41 @@ def terms(draw: st.DrawFn) -> Term:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    dp_shard, pp = draw(sizes), draw(st.integers(1, 5))
+    dp_shard, cp, tp, pp = draw(sizes), draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.integers(1, 5))
+    context = draw(st.sampled_from(["all_gather", "ring", "ulysses", *(["ulysses_ring"] if cp in (4, 6, 8) else [])]))
+    schedule, num_chunks = draw(st.sampled_from(SCHEDULES))
+    policy, ep = draw(recompute), draw(st.sampled_from(divisors(dp_shard * cp * tp)))
+    sequence_parallel = draw(st.booleans()) or (ep > 1 and tp > 1)
     candidate = Candidate(
         pp=pp,
         dp_replicate=draw(sizes),
         dp_shard=dp_shard,
-        tp=draw(sizes),
-        sequence_parallel=draw(st.booleans()),
-        zero_stage=0 if dp_shard == 1 else draw(st.integers(1, 3)),
+        cp=cp,
+        tp=tp,
+        sequence_parallel=sequence_parallel,
+        zero_stage=0 if dp_shard * cp == 1 else draw(st.integers(1, 2 if schedule in SPLIT else 3)),
+        context=context,
+        ulysses=2 if context == "ulysses_ring" else 1,
+        ep=ep,
         microbatch_size=draw(sizes),
-        num_microbatches=draw(sizes),
-        recompute=draw(recompute),
+        num_microbatches=pp * draw(st.integers(2, 9)),
+        schedule=schedule,
+        num_chunks=num_chunks,
+        recompute=policy,
+        recomputed_blocks=None if policy == "none" else draw(st.none() | sizes),
     )
+    stages = pp * num_chunks
     job = Job(
         global_batch=candidate.data_parallel * candidate.microbatch_size * candidate.num_microbatches,
-        seq_len=draw(st.integers(1, 2**20)),
+        seq_len=2 * cp * tp * draw(st.integers(1, 2**18)),
         precision=draw(names),
         optimizer=draw(names),
     )
-    modules = draw(st.lists(names, unique=True, min_size=pp, max_size=pp + 4))
+    modules = draw(st.lists(names, unique=True, min_size=stages, max_size=stages + 4))
     breakdown = Breakdown(tuple(draw(st.lists(terms(), min_size=1, max_size=6))))
     priced = draw(st.integers(1, 10**9))
     rejected = draw(st.dictionaries(names, st.integers(0, 10**9), max_size=4))
-    axes = st.sampled_from(["dp_replicate", "dp_shard", "tp"])
+    axes = st.sampled_from(["dp_replicate", "dp_shard", "cp", "tp"])
     parts = st.dictionaries(names, st.integers(0, 2**50), max_size=5)
     return Plan(
         inputs=PlanInputs(
@@ -105,8 +133,8 @@ def plans(draw: st.DrawFn) -> Plan:
             )
             for pattern in draw(st.lists(names, unique=True, min_size=1, max_size=4))
         ),
-        stages=tuple(Stage(modules=tuple(modules[stage::pp])) for stage in range(pp)),
-        schedule=draw(names),
+        experts=() if ep == 1 else (ExpertPlacement(block="layers.*", ranks=tuple((rank,) for rank in range(ep))),),
+        stages=tuple(Stage(modules=tuple(modules[stage::stages])) for stage in range(stages)),
         predicted=Prediction(
             breakdown=breakdown,
             tokens_per_s=job.global_batch * job.seq_len / breakdown.step_s,
@@ -159,8 +187,14 @@ def test_file_has_the_agreed_keys_and_nothing_that_differs_between_runs() -> Non
     content = json.loads(text)
     assert list(content) == TOP_LEVEL
     assert text.endswith("}\n")
-    assert [axis["name"] for axis in content["mesh"]["axes"]] == ["pp", "dp_replicate", "dp_shard", "tp"]
-    assert content["mesh"]["sharding"] == {"sequence_parallel": True, "zero_stage": 3}
+    assert [axis["name"] for axis in content["mesh"]["axes"]] == ["pp", "dp_replicate", "dp_shard", "cp", "tp"]
+    assert content["mesh"]["sharding"] == {
+        "sequence_parallel": True,
+        "zero_stage": 3,
+        "context": "all_gather",
+        "ulysses": 1,
+        "ep": 1,
+    }
     assert set(content["predicted"]["step_s"]) == {"value", "low", "high"}
     assert set(content["predicted"]["breakdown"][0]) == {"term", "seconds", "low_s", "high_s", "evidence"}
 
@@ -178,7 +212,7 @@ def test_order_of_mappings_does_not_change_the_bytes() -> None:
 def test_json_schema_describes_the_file() -> None:
     schema = plan_file.json_schema()
     assert list(schema["properties"]) == TOP_LEVEL
-    assert schema["required"] == TOP_LEVEL
+    assert schema["required"] == REQUIRED
     assert schema["additionalProperties"] is False
     assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
 
@@ -217,21 +251,21 @@ def _set(*path: str | int, to: Any) -> Callable[[Any], None]:
         (_set("surprise", to=1), "surprise = 1: unknown key"),
         (_set("mesh", "axes", 2, "size", to=0), "mesh.axes[2].size = 0: Input should be greater than or equal to 1"),
         (_set("mesh", "axes", 2, "size", to="4"), 'mesh.axes[2].size = "4": Input should be a valid integer'),
-        (_set("recompute", to="some"), "recompute = \"some\": Input should be 'none', 'selective' or 'full'"),
+        (_set("recompute", to="some"), "recompute = \"some\": Input should be 'none', 'selective', 'half' or 'full'"),
         (_set("layouts", 0, "placements", to={"tp": "S(x)"}), 'layouts[0].placements.tp = "S(x)": String should match'),
         (_set("layouts", 0, "placements", to={"pp": "R"}), 'layouts[0].placements.pp.[key] = "pp": Input should be'),
         (_set("predicted", "mfu", to=float("inf")), "predicted.mfu = Infinity: Input should be a finite number"),
         (
             _set("mesh", "axes", 3, "name", to="pp"),
-            "mesh.axes = pp, dp_replicate, dp_shard, pp: the axes are pp, dp_replicate, dp_shard, tp, from outer",
+            "mesh.axes = pp, dp_replicate, dp_shard, pp, tp: the axes are pp, dp_replicate, dp_shard, cp, tp, from",
         ),
         (
             _set("inputs", "num_devices", to=63),
-            "inputs.num_devices = 63: must be the product of the axes, pp 4 * dp_replicate 1 * dp_shard 4 * tp 4 = 64",
+            "inputs.num_devices = 63: must be the product of the axes, pp 4 * dp_replicate 1 * dp_shard 4 * cp 1 * tp",
         ),
         (
             _set("mesh", "sharding", "zero_stage", to=0),
-            "mesh.sharding.zero_stage = 0: must be 0 where dp_shard is 1 and 1, 2 or 3 elsewhere; dp_shard is 4",
+            "mesh.sharding.zero_stage = 0: must be 0 where dp_shard * cp is 1 and 1, 2 or 3 elsewhere; dp_shard is",
         ),
         (
             _set("pipeline", "num_microbatches", to=31),

@@ -49,7 +49,7 @@ def test_every_parameter_has_exactly_one_layout(preset: str) -> None:
         found = param_layouts(layouts, candidate(tp))
         for param in made.params:
             (layout,) = [one for one in found if matches(one.pattern, param.fqn)]
-            assert set(layout.placements) == {"dp_replicate", "dp_shard", "tp"}
+            assert set(layout.placements) == {"dp_replicate", "dp_shard", "cp", "tp"}
             placement = layout.placements["tp"]
             if tp == 1:
                 assert (placement, layout.num_chunks) == ("R", 1)
