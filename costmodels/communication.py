@@ -37,8 +37,6 @@ from costmodels import algorithms
 from costmodels.algorithms import Way
 from hardware_profiles.cluster import Group
 
-_HOST_DRIVEN = frozenset({"gloo"})
-
 
 def all_reduce_s(group: Group, num_bytes: float) -> float:
     """Seconds until every member holds the sum of all members' ``num_bytes``.
@@ -64,7 +62,7 @@ def reduce_scatter_s(group: Group, num_bytes: float) -> float:
     The reversed all-gather: same hops, same bytes (Thakur, Rabenseifner & Gropp 2005, section 4.2); where the library
     is host-driven, an all-reduce.
     """
-    if _host_driven(group):
+    if group.library.host_driven:
         return all_reduce_s(group, num_bytes) + _staging_s(group, num_bytes)
     return all_gather_s(group, num_bytes)
 
@@ -115,7 +113,7 @@ def exchange_s(group: Group, crossing_bytes: Sequence[float], own_bytes: float) 
     if group.size == 1 or own_bytes + sum(crossing_bytes) <= 0:
         return 0.0
     way = algorithms.pairwise(group, crossing_bytes)
-    if _host_driven(group):
+    if group.library.host_driven:
         way, own_bytes = replace(way, hops_s=algorithms.ring(group, 0.0).hops_s), 0.0
     return group.library.launch_s + _protocols_s(group, way, own_bytes, flags=False)
 
@@ -163,7 +161,7 @@ def all_gather_ways(group: Group, num_bytes: float) -> list[Way]:
     more = ("halving-doubling", algorithms.halving_doubling), ("hierarchical", algorithms.hierarchical)
     others = (way for name, function in more if name in known and (way := function(group, num_bytes)))
     ways = [algorithms.ring(group, num_bytes), *others]
-    if _host_driven(group):
+    if group.library.host_driven:
         slowest = sum(1 / j for j in range(1, group.size + 1))
         return [replace(way, hops_s=way.hops_s * slowest) for way in ways]
     return ways
@@ -171,7 +169,7 @@ def all_gather_ways(group: Group, num_bytes: float) -> list[Way]:
 
 def broadcast_ways(group: Group, num_bytes: float) -> list[Way]:
     """The ways to broadcast, which every library has."""
-    if _host_driven(group):
+    if group.library.host_driven:
         num_bytes *= (group.size - 1) / group.size
     return [algorithms.ring_broadcast(group, num_bytes), algorithms.tree_broadcast(group, num_bytes)]
 
@@ -180,7 +178,7 @@ def _least_s(group: Group, num_bytes: float, ways: Callable[[Group, float], list
     """Launch and the least of all ways and protocols; nothing for one member or no bytes."""
     if group.size == 1 or num_bytes <= 0:
         return 0.0
-    own_bytes = 0.0 if ways is broadcast_ways or _host_driven(group) else num_bytes / group.size
+    own_bytes = 0.0 if ways is broadcast_ways or group.library.host_driven else num_bytes / group.size
     return group.library.launch_s + min(_protocols_s(group, way, own_bytes) for way in ways(group, num_bytes))
 
 
@@ -201,12 +199,8 @@ def _protocols_s(group: Group, way: Way, own_bytes: float, *, flags: bool = True
     return min(seconds)
 
 
-def _host_driven(group: Group) -> bool:
-    return group.library.name in _HOST_DRIVEN
-
-
 def _staging_s(group: Group, num_bytes: float) -> float:
     """Copy of the whole message, in host-driven libraries."""
-    if group.size == 1 or num_bytes <= 0 or not _host_driven(group):
+    if group.size == 1 or num_bytes <= 0 or not group.library.host_driven:
         return 0.0
     return num_bytes / group.library.copy_bytes_per_s

@@ -64,7 +64,12 @@ def price_step(name: str, num_ranks: int, num_microbatches: int, cost: Cost, num
         if float(np.ptp(shifts)) <= TOLERANCE * float(shifts.max()):
             more_s = (num_microbatches - fewer) // every * float(shifts.mean())
             return Step(timeline.step_s + more_s, _peaks(timeline), tuple(end + more_s for end in _last_ends(timeline)))
-    timeline = simulate(make(name, num_ranks, num_microbatches, num_chunks), cost)
+    return simulate_step(make(name, num_ranks, num_microbatches, num_chunks), cost)
+
+
+def simulate_step(schedule: Schedule, cost: Cost) -> Step:
+    """Seconds and peak bytes of a step of any schedule, all of it simulated."""
+    timeline = simulate(schedule, cost)
     return Step(timeline.step_s, _peaks(timeline), _last_ends(timeline))
 
 

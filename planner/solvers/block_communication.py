@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 
 from costmodels import communication
 from costmodels.compute import DTYPE_BYTES
+from hardware_profiles.cluster import Group
 from hardware_profiles.topology import group
 from planner import ops
 from planner.graph import Phase
-from planner.solvers.context import context_s
+from planner.solvers.context import ContextKind, context_s
 from planner.solvers.experts import dispatch_s
 from planner.solvers.on_device import OnDevice
 
@@ -59,12 +61,18 @@ def attention_transfers_s(local: OnDevice, phase: Phase, attention_s: float) -> 
     if local.cp == 1:
         return 0.0
     attentions = [op for op in local.block.ops if op.phase == "forward" and op.name in ops.ATTENTION]
-    ranks = group(local.cluster, size=local.cp, stride=local.tp)
+    kinds: list[tuple[ContextKind, Group]]
+    if local.context == "ulysses_ring":
+        inner = group(local.cluster, size=local.ulysses, stride=local.tp)
+        outer = group(local.cluster, size=local.cp // local.ulysses, stride=local.tp * local.ulysses)
+        kinds = [("ulysses", inner), ("ring", outer)]
+    else:
+        kinds = [(local.context, group(local.cluster, size=local.cp, stride=local.tp))]
     seconds = 0.0
-    for op in attentions:
+    for (kind, ranks), op in product(kinds, attentions):
         q, k, v = op.inputs[:3]
         seconds += context_s(
-            local.context, ranks, kv_bytes=_source_bytes(local, k) + _source_bytes(local, v),
+            kind, ranks, kv_bytes=_source_bytes(local, k) + _source_bytes(local, v),
             q_bytes=local.whole_bytes(q), attention_s=attention_s / len(attentions), backward=phase == "backward",
         )  # fmt: skip
     return local.execution.factor("cp") * seconds

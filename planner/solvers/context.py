@@ -9,6 +9,8 @@ With ``K`` bytes of keys and values on one device (of its own tokens) and ``a`` 
   masks).
 - ``ulysses``: all-to-alls exchange the split of the sequence for one of heads: queries, keys, values and the result,
   and the same backward (Jacobs et al. 2023, arXiv 2309.14509, section 3.2).
+
+``ulysses_ring`` is the last between neighbours and the second between what remains: both are paid.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hardware_profiles.cluster import Cluster
 from planner.execution import Execution
 from planner.graph import Block, Phase
 from planner.layouts.tensor_parallel import TensorParallel
-from planner.solvers.context import ContextKind
+from planner.plan import ContextKind
 from planner.solvers.experts import Experts
 from planner.solvers.kernels import Launch, launches
 from planner.solvers.local_shapes import LocalShapes, Shape
@@ -31,6 +31,7 @@ class OnDevice:
     sequence_parallel: bool
     cp: int
     context: ContextKind
+    ulysses: int
     ep: int
     repeated: bool
     """Low-precision products and recomputation are for repeated blocks."""

@@ -69,8 +69,10 @@ def pass_seconds(local: OnDevice, phase: Phase) -> PassSeconds:
 
 
 def _held_calls(local: OnDevice, phase: Phase) -> int:
-    """Calls that no computation hides: those between routing and combining where the host waits for the number of rows
-    that every expert has, and so cannot be ahead of the device."""
+    """Calls that no computation hides: all where the host is the device; else those between routing and combining where
+    it waits for the number of rows that every expert has, and so cannot be ahead of the device."""
+    if local.cluster.library.host_driven:
+        return sum(op.phase == phase for op in local.block.ops)
     if local.experts is None or not local.execution.waits_for_routing:
         return 0
     return sum(local.block.ops[i].phase == phase for i in local.experts.region)

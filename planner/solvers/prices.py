@@ -12,8 +12,7 @@ from planner.execution import EAGER, Execution
 from planner.graph import Block
 from planner.layouts.data_parallel import padded_numel
 from planner.layouts.tensor_parallel import TensorParallel
-from planner.plan import Candidate
-from planner.solvers.context import ContextKind
+from planner.plan import Candidate, ContextKind
 from planner.solvers.experts import find_experts
 from planner.solvers.liveness import transient_peak_bytes
 from planner.solvers.local_shapes import Shape, local_shapes
@@ -85,6 +84,7 @@ def price_block(
     trained: Collection[str],
     cp: int = 1,
     context: ContextKind = "all_gather",
+    ulysses: int = 1,
     ep: int = 1,
     execution: Execution = EAGER,
 ) -> BlockPrice:
@@ -101,7 +101,8 @@ def price_block(
     )
     local = OnDevice(
         block=block, layout=layout, cluster=cluster, shapes=shapes, experts=find_experts(block), tp=tp,
-        sequence_parallel=sequence_parallel, cp=cp, context=context, ep=ep, repeated=recomputable, execution=execution,
+        sequence_parallel=sequence_parallel, cp=cp, context=context, ulysses=ulysses, ep=ep,
+        repeated=recomputable, execution=execution,
     )  # fmt: skip
     param_shapes, held = local.param_shapes, local.held_experts
     reduced = [fqn for fqn, _ in block.param_grads if fqn in param_shapes]
@@ -133,8 +134,8 @@ def price_blocks(setting: Setting, candidate: Candidate, layouts: Sequence[Tenso
         price_block(
             block, layout, setting.cluster, tp=candidate.tp, sequence_parallel=candidate.sequence_parallel,
             batch=candidate.microbatch_size, seq_len=setting.job.seq_len, recomputable=index in repeated,
-            trained=setting.trained[index], cp=candidate.cp, context=candidate.context, ep=candidate.ep,
-            execution=setting.execution,
+            trained=setting.trained[index], cp=candidate.cp, context=candidate.context,
+            ulysses=candidate.ulysses, ep=candidate.ep, execution=setting.execution,
         )
         for index, (block, layout) in enumerate(zip(graph.blocks, layouts, strict=True))
     )  # fmt: skip

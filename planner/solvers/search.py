@@ -25,9 +25,11 @@ from planner.layouts.model import ModelLayouts, analyse_model
 from planner.plan import Candidate, Prediction, SearchReport
 from planner.solvers.inter_op import Split, least_peak, split_stages
 from planner.solvers.prices import BlockPrice, price_blocks
+from planner.solvers.runtime_memory import RuntimeBytes
 from planner.solvers.setting import Setting
 from planner.solvers.stage_costs import StageCosts
 from planner.solvers.stage_terms import stage_seconds
+from planner.solvers.step_price import price_step
 
 RECOMPUTE = ("none", "selective", "full")
 ZERO_STAGES = (1, 2, 3)
@@ -197,7 +199,8 @@ class _Space:
 
 
 def predict(found: Found) -> Prediction:
-    """The prediction of a priced candidate, term by term."""
+    """The prediction of a priced candidate, term by term. Memory is followed over time; the search's own is a sum of
+    maxima."""
     costs, cuts = found.costs, found.split.cuts
     setting, candidate = costs.setting, costs.candidate
     job, cluster = setting.job, setting.cluster
@@ -211,7 +214,7 @@ def predict(found: Found) -> Prediction:
         breakdown=breakdown,
         tokens_per_s=job.global_batch * job.seq_len / breakdown.step_s,
         mfu=flop / breakdown.step_s / peak,
-        memory=tuple(costs.stage_memory(i, a, b) for i, (a, b) in enumerate(stages)),
+        memory=price_step(costs, cuts, memory=RuntimeBytes(costs)).memory,
         assumptions=ASSUMPTIONS,
     )
 

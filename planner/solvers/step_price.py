@@ -15,7 +15,9 @@ from itertools import pairwise
 from costmodels.breakdown import Breakdown, Term
 from costmodels.schedules.catalogue import make
 from costmodels.schedules.cost import Cost, StageCost
+from costmodels.schedules.schedule import Schedule
 from costmodels.schedules.steady import price_step as schedule_step
+from costmodels.schedules.steady import simulate_step
 from costmodels.step import Seconds, StageSeconds
 from planner.plan import StageMemory
 from planner.solvers.classes import class_seconds
@@ -42,21 +44,28 @@ class StepPrice:
         return max(memory.total_bytes for memory in self.memory)
 
 
-def price_step(costs: SegmentCosts, cuts: Sequence[int]) -> StepPrice:
+def price_step(
+    costs: SegmentCosts, cuts: Sequence[int], own: Schedule | None = None, memory: StageBytes | None = None
+) -> StepPrice:
     """Simulate one step (module docstring).
 
     Args:
         cuts: virtual stage ``i`` holds segments ``[cuts[i], cuts[i + 1])``; ``pp * num_chunks`` stages.
+        own: orders that are no schedule's with a name.
+        memory: what stages hold, where more is known than `StageBytes` says.
     Raises:
         ScheduleError: the schedule does not run with these numbers of ranks, chunks and microbatches.
     """
-    c, execution = costs.candidate, costs.setting.execution
+    c = costs.candidate
     stages = list(pairwise(cuts))
     seconds = [stage_seconds(costs, a, b, opens=s < c.pp) for s, (a, b) in enumerate(stages)]
-    memory = StageBytes(costs)
-    cost = Cost(tuple(_stage_cost(costs, memory, a, b) for a, b in stages), sends_block=not execution.overlap_send)
-    step = schedule_step(c.schedule, c.pp, c.num_microbatches, cost, c.num_chunks)
-    schedule = make(c.schedule, c.pp, c.pp, c.num_chunks)
+    memory = memory or StageBytes(costs)
+    cost = schedule_cost(costs, cuts, memory)
+    if own:
+        schedule, step = own, simulate_step(own, cost)
+    else:
+        schedule = make(c.schedule, c.pp, min(c.num_microbatches, 2 * c.pp), c.num_chunks)
+        step = schedule_step(c.schedule, c.pp, c.num_microbatches, cost, c.num_chunks)
     held = [sorted(set(schedule.stages_of(rank))) for rank in range(c.pp)]
     once = [sum(seconds[s].step_s for s in chunks) for chunks in held]
     last = max(range(c.pp), key=lambda rank: step.ends_s[rank] + once[rank])
@@ -68,6 +77,15 @@ def price_step(costs: SegmentCosts, cuts: Sequence[int]) -> StepPrice:
         Breakdown(tuple(term for term in terms if term.high_s > 0)),
         tuple(_memory(memory, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
         class_seconds(costs, [stages[s] for s in held[last]], bubble_s),
+    )
+
+
+def schedule_cost(costs: SegmentCosts, cuts: Sequence[int], memory: StageBytes | None = None) -> Cost:
+    """All virtual stages as the simulator wants them."""
+    memory = memory or StageBytes(costs)
+    return Cost(
+        tuple(_stage_cost(costs, memory, a, b) for a, b in pairwise(cuts)),
+        sends_block=not costs.setting.execution.overlap_send,
     )
 
 

@@ -56,6 +56,10 @@ class Detail:
     """What is redistributed at the block's exit."""
     params: Mapping[str, Layout]
     """How every parameter lies at rest, by relative FQN."""
+    entering: Mapping[int, Layout]
+    """How activations from earlier blocks arrive, by value."""
+    exiting: Mapping[int, Layout]
+    """How activations for later blocks are left, by value."""
     update_s: float
     """The optimizer's step on a device's share of the parameters."""
 
@@ -105,5 +109,16 @@ def detail(segment: PlacedSegment, mesh: LayoutMesh) -> Detail:
         ops=tuple(placed),
         leaving=tuple(arriving.get(problem.exit, ())),
         params={c.fqn: c.layouts[s] for c, s in zip(problem.choices, chosen, strict=True) if c.kind == "param"},
+        entering=_at_border(segment, problem.entry, 0),
+        exiting=_at_border(segment, problem.exit, 1),
         update_s=update_s,
     )
+
+
+def _at_border(segment: PlacedSegment, node: int | None, end: int) -> dict[int, Layout]:
+    """Layouts of what crosses a border of the block: edges begin at its entry and end at its exit."""
+    problem, found = segment.problem, {}
+    for pair, edge in zip(problem.problem.edges, problem.edges, strict=True):
+        if node is not None and pair[end] == node:
+            found[edge.value] = (edge.want if end else edge.have)[segment.choice[node]]
+    return found

@@ -19,18 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
 from planner.layouts.pins import BlockPins
 from planner.layouts.placements import REPLICATE, Layout, shard
 from planner.layouts.strategies import OpNode, block_nodes
-from planner.layouts.tensor_parallel import TensorParallel
 from planner.solvers.block_layout.choices import Choice, Edge
 from planner.solvers.block_layout.lifetimes import usages
 from planner.solvers.block_layout.mesh import LayoutMesh
 from planner.solvers.block_layout.node_seconds import NodeSeconds
-from planner.solvers.block_layout.strategies import Strategy, strategies
+from planner.solvers.block_layout.strategies import Strategy, placed, strategies
 from planner.solvers.block_layout.values import Between, BlockValues
 from planner.solvers.intra_op.problem import Costs, Problem
 from planner.solvers.setting import Setting
@@ -75,28 +75,34 @@ def block_problem(
     *,
     batch: int,
     pins: BlockPins | None = None,
-    tensor_parallel: TensorParallel | None = None,
-    between: Between = "any",
+    settled: Settled | None = None,
 ) -> BlockProblem:
     """Build the problem of one distinct block.
 
     Args:
         batch: samples of one forward and backward pass over all devices of the mesh.
         pins: by relative FQN of a parameter, its placement on axes of the mesh.
-        tensor_parallel: widths that may be sharded, all others being whole, and no parameter gathered; without it, all
-            is free.
-        between: how activations lie between blocks, and beside what ``tensor_parallel`` shards.
+        settled: what is decided already; without it, all is free.
     """
-    values = BlockValues(setting, block, batch, mesh)
-    return _Builder(values, pins or {}, tensor_parallel, between).build()
+    return _Builder(BlockValues(setting, block, batch, mesh), pins or {}, settled).build()
+
+
+class Settled(Protocol):
+    """What is decided of a block before its problem is solved. No parameter is gathered then."""
+
+    @property
+    def between(self) -> Sequence[Between]:
+        """Per axis, how activations lie between blocks."""
+
+    def choose(self, values: BlockValues, op: OpNode, offered: Sequence[Strategy]) -> Sequence[Strategy]:
+        """Those that remain of the strategies of an operation."""
 
 
 @dataclass
 class _Builder:
     values: BlockValues
     pins: BlockPins
-    tensor_parallel: TensorParallel | None
-    between: Between
+    settled: Settled | None
     choices: list[Choice] = field(default_factory=list)
     seconds: list[Costs] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
@@ -109,14 +115,15 @@ class _Builder:
 
     def build(self) -> BlockProblem:
         values, block, sizes = self.values, self.values.block, self.values.mesh.sizes
-        border = values.borders(self.between)
+        free: list[Between] = ["any"] * len(sizes)
+        border = values.borders(self.settled.between if self.settled else free)
         source: dict[int, tuple[int, Sequence[Layout]]] = {}
         if block.inputs:
             entry = self._add(Choice("entry", layouts=border))
             source.update((v, (entry, values.on(border, v))) for v in block.inputs)
         readers: dict[int, list[tuple[int, Sequence[Layout]]]] = {}
         for op in block_nodes(block, values.shapes, values.trained):
-            chosen, seconds = self._distinct(op, [s for s in strategies(block, op, sizes) if self._allowed(op, s)])
+            chosen, seconds = self._distinct(op, self._allowed(op, strategies(block, op, sizes)))
             node = self._add(Choice("op", op=op, strategies=tuple(chosen)), seconds)
             for k, v in enumerate(op.inputs):
                 readers.setdefault(v, []).append((node, [s.inputs[k] for s in chosen]))
@@ -169,18 +176,12 @@ class _Builder:
         kept = sorted(best.values())
         return [chosen[i] for i in kept], seconds[:, kept]
 
-    def _allowed(self, op: OpNode, strategy: Strategy) -> bool:
-        """Whether axes do not cut across each other, and the given tensor parallelism can mean it."""
-        placed = (*zip(op.inputs, strategy.inputs, strict=True), *zip(op.outputs, strategy.outputs, strict=True))
-        if not all(self.values.known(v, layout) for v, layout in placed):
-            return False
-        settled = self.tensor_parallel
-        return settled is None or all(
-            settled.shard_dim[v] == p.dim if (kind := self.values.along(v, p)) == "width" else kind == self.between
-            for v, layout in placed
-            for p in layout
-            if p.kind == "S"
-        )
+    def _allowed(self, op: OpNode, offered: Sequence[Strategy]) -> list[Strategy]:
+        """Those whose axes do not cut across each other, and of them what is settled."""
+        chosen = self.settled.choose(self.values, op, offered) if self.settled else offered
+        return [
+            strategy for strategy in chosen if all(self.values.known(v, layout) for v, layout in placed(op, strategy))
+        ]
 
     def _param_layouts(self, v: int, fqn: str, readers: Sequence[tuple[int, Sequence[Layout]]]) -> tuple[Layout, ...]:
         """``R`` or ``S(d)`` of any dim on each axis, and the chunked shards that a reader may want."""
@@ -210,7 +211,7 @@ class _Builder:
         (i, have), (j, want) = source, target
         weight = v in self.values.weights
         seconds = self.values.mesh.moving_s(
-            self.values.tensor(v), have, want, parameter=weight, stays=weight and self.tensor_parallel is not None
+            self.values.tensor(v), have, want, parameter=weight, stays=weight and self.settled is not None
         )
         self.pairs.append((i, j))
         self.edge_costs.append(seconds)

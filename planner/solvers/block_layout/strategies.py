@@ -42,10 +42,14 @@ def strategies(block: Block, node: OpNode, sizes: Sequence[int]) -> tuple[Strate
             outputs=tuple(zip(*(option.outputs for option in chosen), strict=True)),
             shares=prod(size for option, size in zip(chosen, sizes, strict=True) if option.factor is not None),
         )
-        placed = (*zip(node.inputs, strategy.inputs, strict=True), *zip(node.outputs, strategy.outputs, strict=True))
-        if all(_outermost(layout, block.values[v], sizes) for v, layout in placed):
+        if all(_outermost(layout, block.values[v], sizes) for v, layout in placed(node, strategy)):
             found.append(strategy)
     return tuple(found)
+
+
+def placed(node: OpNode, strategy: Strategy) -> tuple[tuple[int, Layout], ...]:
+    """(value, layout) of all that an operation reads and makes."""
+    return (*zip(node.inputs, strategy.inputs, strict=True), *zip(node.outputs, strategy.outputs, strict=True))
 
 
 def _offers(option: Option, size: int) -> bool:

@@ -95,17 +95,19 @@ class BlockValues:
         """Whether the axes of a layout do not cut across each other."""
         return _known(layout, self.shapes[v], self.mesh.sizes)
 
-    def borders(self, between: Between) -> tuple[Layout, ...]:
-        """What the activations between blocks may be: whole, or evenly sharded, along what ``between`` says."""
+    def borders(self, between: Sequence[Between]) -> tuple[Layout, ...]:
+        """What the activations between blocks may be: whole, or evenly sharded, along what ``between`` says of each
+        axis."""
         activations = (*self.block.inputs, *self.block.outputs)
         if not activations:
             return (self.whole,)
         longest = max(activations, key=lambda v: len(self.shapes[v]))
         dims = [shard(d) for d in range(len(self.shapes[longest]))]
-        along = [place for place in dims if between in ("any", self.along(longest, place))]
-        per_axis = along if along and between == "sequence" else [REPLICATE, *along]
-        layouts = product(per_axis, repeat=len(self.mesh.sizes))
-        return tuple(layout for layout in layouts if self._even(self.shapes[longest], layout))
+        per_axis = []
+        for kind in between:
+            along = [place for place in dims if kind in ("any", self.along(longest, place))]
+            per_axis.append(along if along and kind == "sequence" else [REPLICATE, *along])
+        return tuple(layout for layout in product(*per_axis) if self._even(self.shapes[longest], layout))
 
     def on(self, layouts: Sequence[Layout], v: int) -> list[Layout]:
         """Border layouts as one of several activations has them: whole where its shape does not allow one."""

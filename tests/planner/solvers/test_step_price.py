@@ -97,6 +97,27 @@ def test_a_slow_host_sets_the_pace() -> None:
     assert found.classes["gemm"] == 0.0
 
 
+def test_a_host_that_is_the_device_hides_nothing() -> None:
+    """On processors that run the program themselves every call counts, however long the kernels are."""
+    case = setting()
+    library = replace(
+        case.cluster.library, name="gloo", algorithms=frozenset({"ring"}), protocols=frozenset({"hockney"})
+    )
+    own = replace(case.cluster, library=library)
+    calls = sum(
+        1.0 if op.phase == "forward" else 0.5 for s in case.graph.segments for op in case.graph.blocks[s.block].ops
+    )
+    prices = {}
+    for cluster in (case.cluster, own):
+        slow = Case(case.graph, cluster, case.job, Execution(host_call_s=1e-9))
+        chosen = candidate(num_microbatches=1)
+        prices[cluster.library.name] = price_step(
+            SegmentCosts(slow, chosen, price_blocks(slow, chosen, case.layouts.at(1))), whole()
+        )
+    assert prices["gloo"].breakdown.seconds("compute.host") == pytest.approx(calls * 1e-9)
+    assert prices[case.cluster.library.name].breakdown.seconds("compute.host") == 0.0
+
+
 def test_the_peak_is_that_of_the_last_microbatch_in_flight() -> None:
     """More microbatches in flight on the first stage than on the last; as many as there are at most."""
     few, many = (priced(candidate(pp=2, dp_shard=4, num_microbatches=m), halves()) for m in (1, 8))
