@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from planner.plan_file import read as read_plan  # noqa: F401
     from planner.plan_file import write as write_plan  # noqa: F401
     from planner.planning import make_plan as make_plan
+    from planner.runtime.parallelize import auto_parallelize as auto_parallelize
+    from planner.runtime.parallelize import parallelize as parallelize
 
 _HOMES = {
     "Constraints": ("planner.job", "Constraints"),
@@ -31,8 +33,10 @@ _HOMES = {
     "Pin": ("planner.job", "Pin"),
     "Plan": ("planner.plan", "Plan"),
     "PlanResult": ("planner.plan", "PlanResult"),
+    "auto_parallelize": ("planner.runtime.parallelize", "auto_parallelize"),
     "best_layouts": ("planner.layout_planning", "best_layouts"),
     "make_plan": ("planner.planning", "make_plan"),
+    "parallelize": ("planner.runtime.parallelize", "parallelize"),
     "read_plan": ("planner.plan_file", "read"),
     "write_plan": ("planner.plan_file", "write"),
 }

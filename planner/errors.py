@@ -11,6 +11,8 @@ MeshwrightError            exit code
 ├── ModelSourceError        4   a model file, factory or config that gives no model
 ├── TraceError              4   a model that cannot be traced: FQN, source line, what to do
 ├── MissingPackageError     4   a package of an optional extra is not installed
+├── DataFileError           4   a file of tokens to train on that has none, too few, or another model's
+├── CheckpointError         4   a checkpoint of another model, or none
 ├── OutputExistsError       4   a file is there already and --force was not given
 ├── UsageError              2   settings that contradict each other or break a rule of arithmetic
 └── NoPlanError             3   nothing fits: the limits that collide, and changes that do fit
@@ -37,6 +39,14 @@ class MissingPackageError(MeshwrightError):
 
 class TraceError(MeshwrightError):
     """A model that cannot be traced: the module's FQN, the source line, the cause and what to do."""
+
+
+class DataFileError(MeshwrightError):
+    """A file to train on: not tokens, too few, or not this model's."""
+
+
+class CheckpointError(MeshwrightError):
+    """A checkpoint of another model, or none: the first names that differ."""
 
 
 class OutputExistsError(MeshwrightError):

@@ -77,8 +77,11 @@ class Verdict:
 class Judge:
     """Pulses of all ranks over time -> verdict; no threads, no store."""
 
-    def __init__(self, world_size: int, time_limit_s: float, interval_s: float, now: float) -> None:
+    def __init__(
+        self, world_size: int, time_limit_s: float, interval_s: float, now: float, silence_limit_s: float | None = None
+    ) -> None:
         self.time_limit_s = time_limit_s
+        self.silence_limit_s = time_limit_s if silence_limit_s is None else silence_limit_s
         self.settle_s = min(max(_SETTLE_S, _SETTLE_BEATS * interval_s), time_limit_s / 2)
         self._pulses = [Pulse(rank=rank) for rank in range(world_size)]
         self._beat_at = [now] * world_size
@@ -103,7 +106,7 @@ class Judge:
                 return None
             dead = [pulse for pulse in pulses if self._beat_at[pulse.rank] <= since]
             return self._dead(dead) if dead else _ended(ended)
-        dead = [pulse for pulse in pulses if now - self._beat_at[pulse.rank] > self.time_limit_s]
+        dead = [pulse for pulse in pulses if now - self._beat_at[pulse.rank] > self.silence_limit_s]
         if dead:
             return self._dead(dead)
         if now - self._behind_since > self.time_limit_s:
@@ -157,8 +160,18 @@ class Watchdog:
         *,
         time_limit_s: float,
         save: Callable[[Verdict], None],
+        silence_limit_s: float | None = None,
+        work: str = "measuring",
     ) -> None:
+        """
+        Args:
+            time_limit_s: without progress.
+            silence_limit_s: without a beat; default the same.
+            work: what is watched, for messages.
+        """
         self.rank, self.world_size, self.time_limit_s = rank, world_size, time_limit_s
+        self.silence_limit_s = time_limit_s if silence_limit_s is None else silence_limit_s
+        self._work = work
         self.interval_s = min(max(0.25, world_size / 500), time_limit_s / 8)
         self._store, self._save = store, save
         self.calls = 0
@@ -210,7 +223,7 @@ class Watchdog:
             self._pulse = replace(self._pulse, **values)  # type: ignore[arg-type]
 
     def _watch(self) -> None:
-        judge = Judge(self.world_size, self.time_limit_s, self.interval_s, monotonic())
+        judge = Judge(self.world_size, self.time_limit_s, self.interval_s, monotonic(), self.silence_limit_s)
         leader_beat, leader_at = "", monotonic()
         try:
             if self.rank == 0:
@@ -230,7 +243,7 @@ class Watchdog:
                 else:
                     beat = self._store.get(_key(0)).decode()
                     leader_beat, leader_at = (beat, monotonic()) if beat != leader_beat else (leader_beat, leader_at)
-                    if monotonic() - leader_at > self.time_limit_s:
+                    if monotonic() - leader_at > self.silence_limit_s:
                         self._finish(Verdict(text="rank 0 died, or its host no longer answers", missing=(0,)))
                 self._wait()
         except (RuntimeError, OSError) as error:
@@ -257,7 +270,7 @@ class Watchdog:
         # One that hangs still has this thread: it says so too, and rank 0 saves even if it is itself the one.
         if 0 in verdict.missing and self.rank == 0:
             leader = 0
-        sys.stderr.write(f"meshwright, rank {self.rank}: measuring ended early: {verdict.text}\n")
+        sys.stderr.write(f"meshwright, rank {self.rank}: {self._work} ended early: {verdict.text}\n")
         sys.stderr.flush()
         try:
             if self.rank == leader:
