@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from planner import cli_calibrate, cli_hardware, cli_layouts, cli_support, cli_validate
+from planner import (
+    cli_calibrate,
+    cli_dry_run,
+    cli_hardware,
+    cli_layouts,
+    cli_replan,
+    cli_run,
+    cli_support,
+    cli_validate,
+)
 from planner.cli_streams import emit, progress, say
 from planner.errors import MeshwrightError, ModelSourceError
 
@@ -29,6 +38,9 @@ schema_app = typer.Typer(help="JSON Schemas of the files that Meshwright writes.
 app.add_typer(cli_hardware.app, name="hardware")
 app.add_typer(schema_app, name="schema")
 app.command()(cli_layouts.layouts)
+app.command("dry-run")(cli_dry_run.dry_run)
+app.command(cls=cli_replan.ReplanCommand)(cli_replan.replan)
+app.command()(cli_run.run)
 app.command()(cli_support.support)
 app.command()(cli_validate.validate)
 app.command()(cli_calibrate.calibrate)
