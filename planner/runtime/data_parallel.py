@@ -25,6 +25,7 @@ last one. Gradients are stored in the dtype of the parameter.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -74,6 +75,8 @@ def shard_units(
     alone = meshes.fsdp.size() == 1 and (meshes.experts is None or meshes.expert_fsdp.size() == 1)
     if alone and param_dtype(precision) == compute_dtype(precision):
         return
+    # A unit may hand on a view of what a collective made: nothing of a program writes into it.
+    warnings.filterwarnings("ignore", message="(?s).*returned a view tensor")
     # Meshes read their coordinates from tensors, which a dry run must not turn into fakes.
     with unset_fake_temporarily():
         experts = _mesh_info(meshes.expert_fsdp) if meshes.experts is not None else None
