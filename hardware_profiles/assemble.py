@@ -188,6 +188,7 @@ def _weakest(hardware: str, devices: list[Device]) -> Device:
         gemm_tile=slowest.gemm_tile,
         efficiency=Efficiency(**efficiency),
         launch_overhead_s=max(device.launch_overhead_s for device in devices),
+        call_s=max((device.call_s for device in devices if device.call_s is not None), default=None),
     )
 
 

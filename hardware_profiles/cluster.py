@@ -105,6 +105,8 @@ class Device:
     efficiency: Efficiency
     launch_overhead_s: float
     """Device time lost between two kernels of one stream."""
+    call_s: float | None = None
+    """Host time per ATen call of a training program; ``None`` where nobody measured it."""
     tiers: tuple[Tier, ...] = ()
     host: Host | None = None
     mtbf_s: float | None = None
@@ -134,6 +136,11 @@ class Library:
     """Rate at which a member copies its own share inside its memory."""
     compute_slowdown: float
     """Factor on the time of kernels that run while a collective runs."""
+
+    @property
+    def host_driven(self) -> bool:
+        """Whether devices are processors that compute, communicate and run the program, one after the other."""
+        return self.name == "gloo"
 
 
 Vertex = int | str

@@ -105,6 +105,7 @@ class DeviceSection(Strict):
     num_compute_units: CountFigure
     gemm_tile: Annotated[list[Count], Field(min_length=2, max_length=2)]
     launch_overhead_us: Latency
+    call_us: Latency | None = None
     mtbf_hours: Hours | None = None
     price_usd_per_hour: Price | None = None
     efficiency: EfficiencySection
@@ -132,6 +133,7 @@ class DeviceSection(Strict):
             gemm_tile=(self.gemm_tile[0], self.gemm_tile[1]),
             efficiency=self.efficiency.build(),
             launch_overhead_s=self.launch_overhead_us.value * MICRO,
+            call_s=None if self.call_us is None else self.call_us.value * MICRO,
             tiers=tuple(tier.build() for tier in self.tiers),
             host=None if self.host is None else self.host.build(),
             mtbf_s=None if self.mtbf_hours is None else self.mtbf_hours.value * HOUR,

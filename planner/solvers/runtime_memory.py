@@ -10,11 +10,13 @@ one, and ``n`` devices that share states, segment ``i`` of ``P`` parameters need
 - after it, its own activations being gone, its gradients (``g P``), the reduce-scatter's input and result
   (``r P (1 + 1 / n)``).
 
-In a step of one microbatch gradients come into being as the backward pass goes.
+In a step of one microbatch gradients come into being as the backward pass goes; where all forward passes come first,
+with the first backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -78,3 +80,10 @@ class RuntimeBytes(StageBytes):
             for extra in (forward - missing[-1], self.work_bytes[a:b] - missing)
         ]
         return int(total + self.costs.crossing_bytes[b]), *(int(peak) for peak in peaks)  # type: ignore[return-value]
+
+    def drained_bytes(self, chunks: Sequence[tuple[int, int]], peak: int) -> int:
+        """The first backward pass finds no gradients yet, the second one microbatch less."""
+        if self.costs.candidate.num_microbatches == 1:
+            return peak
+        kept = sum(self.working_bytes(a, b)[0] for a, b in chunks)
+        return max(peak - self.state_bytes(chunks)["gradients"], peak - kept)

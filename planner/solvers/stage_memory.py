@@ -94,6 +94,11 @@ class StageBytes:
         sent = 0.0 if self._recipe.sent_outputs_freed else float(self.costs.crossing_bytes[b])
         return int(total + sent), max(0, int(peak["F"])), max(0, int(peak["B"]))
 
+    def drained_bytes(self, chunks: Sequence[tuple[int, int]], peak: int) -> int:
+        """Of ``peak``, what counts where a rank's forward passes are all over before its gradients come into being:
+        all of it, for frameworks that have them from the start."""
+        return peak
+
     def state_bytes(self, chunks: Sequence[tuple[int, int]]) -> dict[str, int]:
         """What a rank that holds these stages keeps all the time: the table of `costmodels.memory`, and buffers."""
         c, precision = self.costs.candidate, self.costs.setting.precision

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from costmodels.breakdown import Breakdown, Term
+from costmodels.schedules.actions import parts
 from costmodels.schedules.catalogue import make
 from costmodels.schedules.cost import Cost, StageCost
 from costmodels.schedules.schedule import Schedule
@@ -75,7 +76,10 @@ def price_step(
     terms.append(Term(name="pp.bubble", seconds=bubble_s, low_s=bubble_s, high_s=bubble_s, evidence="derived"))
     return StepPrice(
         Breakdown(tuple(term for term in terms if term.high_s > 0)),
-        tuple(_memory(memory, [stages[s] for s in held[rank]], step.peak_bytes[rank]) for rank in range(c.pp)),
+        tuple(
+            _memory(memory, [stages[s] for s in held[rank]], step.peak_bytes[rank], drains=_drains(schedule, rank))
+            for rank in range(c.pp)
+        ),
         class_seconds(costs, [stages[s] for s in held[last]], bubble_s),
     )
 
@@ -130,7 +134,14 @@ def _terms(chunks: Sequence[StageSeconds], num_microbatches: int, evidence: str)
     ]
 
 
-def _memory(memory: StageBytes, chunks: Sequence[tuple[int, int]], peak: int) -> StageMemory:
+def _memory(memory: StageBytes, chunks: Sequence[tuple[int, int]], peak: int, *, drains: bool) -> StageMemory:
     """State of the chunks, and the most that activations and work take over the step."""
     state = memory.state_bytes(chunks)
-    return StageMemory(parts={name: size for name, size in {**state, "activations": peak}.items() if size})
+    activations = memory.drained_bytes(chunks, peak) if drains else peak
+    return StageMemory(parts={name: size for name, size in {**state, "activations": activations}.items() if size})
+
+
+def _drains(schedule: Schedule, rank: int) -> bool:
+    """Whether all forward passes of a rank come before its first backward pass."""
+    kinds = [action.kind for entry in schedule.orders[rank] for action in parts(entry)]
+    return "F" not in kinds[next(i for i, kind in enumerate(kinds) if kind != "F") :]

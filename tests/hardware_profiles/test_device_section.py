@@ -40,6 +40,12 @@ def test_further_memories_and_the_host() -> None:
     assert (device.mtbf_s, device.price_usd_per_hour) == (50_000 * 3600, 2.5)
 
 
+def test_the_hosts_time_per_call_is_known_where_it_was_measured() -> None:
+    assert profile().device.build("toy").call_s is None
+    measured = profile(("launch_overhead_us = 2.0", "launch_overhead_us = 2.0\ncall_us = 12.5"))
+    assert measured.device.build("toy").call_s == pytest.approx(12.5e-6)
+
+
 def test_decimal_memory_is_decimal() -> None:
     assert profile(("memory_gib = 16.0", "memory_gb = 16.0")).device.build("toy").memory_bytes == 16e9
 

@@ -33,6 +33,8 @@ from planner.runtime.site import Held, Run, Site
 def experts(ops: Sequence[Op], calls: Sequence[Call], site: Site, names: Sequence[str]) -> Run:
     """From the ordering of the tokens' visits by expert to the sum of what experts made of them."""
     parts = expert_ops(ops, site.shapes)
+    # Visits follow no sequence: in whatever order tokens lie, each gets its own back.
+    site = replace(site, mesh=replace(site.mesh, zigzag=1))
     group = _group(site, names)
     inner = _inner_shapes(parts, site)
     if group is None or (group.size == 1 and not group.holders):
