@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from planner.capture.joint import JointGraph
 from planner.capture.lower import META_TARGETS, Lowered, is_backward, is_call
+from planner.capture.one_sample import one_sample
 from planner.capture.trace import Inputs, Traced, trace_with
 from planner.errors import TraceError
 from planner.graph import Block, ModelGraph, Ref, Segment
@@ -111,13 +112,17 @@ def capture_program(
         TraceError: as `trace`; or the model's outermost forward does what no segment can own.
     """
     graph, traced = trace_with(model, inputs, name=name, seq_len=seq_len, dtype=dtype, loss_fn=loss_fn, batch=batch)
-    assert traced is not None
-    if [s.block for s in graph.segments] != [s.block for s in traced.raw.segments]:
+    assert traced
+    if any([s.block for s in graph.segments] != [s.block for s in one.raw.segments] for one in traced):
         raise TraceError(
             f"{name} repeats other blocks at {batch} samples of length {seq_len} than at other sizes: a plan needs one "
             "program for every microbatch."
         )
-    return _Reader(graph, traced).read()
+    programs = [_Reader(graph, one).read() for one in traced]
+    if len(programs) == 1:
+        return programs[0]
+    segments, views = one_sample(*((program.segments, program.views) for program in programs))
+    return replace(programs[0], segments=segments, views=views)
 
 
 @dataclass
@@ -272,8 +277,8 @@ def _is_fake(tensor: torch.Tensor) -> bool:
 
 
 def _undetached(node: fx.Node, handed: set[fx.Node] | None = None) -> tuple[fx.Node, bool]:
-    """What a chain of detachments and aliases (whole slices) begins with, and whether the model detached there: inputs of
-    a block are detached once by the tracing itself."""
+    """What a chain of detachments and aliases (whole slices) begins with, and whether the model detached in it: inputs
+    of a block are detached once by the tracing itself."""
     cut = False
     while node.target in META_TARGETS:
         source = node.args[0]

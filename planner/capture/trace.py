@@ -67,8 +67,9 @@ def trace_with(
     dtype: torch.dtype = torch.bfloat16,
     loss_fn: Callable[..., torch.Tensor] | None = None,
     batch: int | None = None,
-) -> tuple[ModelGraph, Traced | None]:
-    """`trace`; and the graphs themselves of a microbatch of ``batch`` samples, where that is given."""
+) -> tuple[ModelGraph, tuple[Traced, ...]]:
+    """`trace`; and the graphs themselves of a microbatch of ``batch`` samples, where that is given: those of two and
+    three where one sample has other operations."""
     compiled = [fqn for fqn, m in model.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
     if compiled:
         raise TraceError(
@@ -79,7 +80,7 @@ def trace_with(
         model.train()  # dropout and batch norm do in training what they do not in evaluation
         tracer = _Tracer(model, inputs, dtype, loss_fn)
         raw, fixed_seq_len = tracer.symbolic(seq_len)
-        traced = tracer.graphs(batch, seq_len) if batch is not None else None
+        traced = tracer.microbatch(raw, batch, seq_len) if batch is not None else ()
     params = tuple(
         Parameter(fqn=fqn, shape=tuple(p.shape), requires_grad=p.requires_grad) for fqn, p in model.named_parameters()
     )
@@ -202,6 +203,13 @@ class _Tracer:
             whole, half = (pytree.tree_leaves(self._example(2, length)) for length in (seq_len, seq_len // 2))
         return any(isinstance(a, torch.Tensor) and a.shape != b.shape for a, b in zip(whole, half, strict=True))
 
+    def microbatch(self, raw: RawModel, batch: int, seq_len: int) -> tuple[Traced, ...]:
+        """The graphs of a microbatch, or of two and of three samples (`planner.capture.one_sample`)."""
+        traced = self.graphs(batch, seq_len)
+        if batch > 1 or _targets(traced.raw) == _targets(raw):
+            return (traced,)
+        return self.graphs(2, seq_len), self.graphs(3, seq_len)
+
     def at(self, batch: int, seq_len: int) -> RawModel:
         """Trace at one point."""
         return self.graphs(batch, seq_len).raw
@@ -304,6 +312,10 @@ class _Tracer:
             return loss
         kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise TraceError(f"loss_fn returned {kind}: it must return one floating point number, e.g. a mean.")
+
+
+def _targets(raw: RawModel) -> list[list[str]]:
+    return [[op.target for op in block.ops] for block in raw.blocks]
 
 
 def _is_scalar(value: Any) -> bool:

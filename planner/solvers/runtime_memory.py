@@ -61,6 +61,12 @@ class RuntimeBytes(StageBytes):
         return np.maximum(np.maximum(before, during), after)
 
     @property
+    def reduces_each(self) -> bool:
+        """Under ``zero_stage`` 1 the last microbatch's are reduced, which may be the only one."""
+        c = self.costs.candidate
+        return c.zero_stage >= 2 or (c.zero_stage == 1 and c.num_microbatches == 1)
+
+    @property
     def _reduces(self) -> bool:
         """Whether `fully_shard` runs at all: one device computes with its parameters as they are, or with copies."""
         c, precision = self.costs.candidate, self.costs.setting.precision
@@ -69,7 +75,7 @@ class RuntimeBytes(StageBytes):
     def working_bytes(self, a: int, b: int) -> tuple[int, int, int]:
         """As `StageBytes`, less the gradients that one microbatch has not made yet."""
         c, total = self.costs.candidate, float(self.kept_bytes[a:b].sum())
-        gradients = self._grad_bytes * (self.costs.owned_numel if c.zero_stage >= 2 else self.costs.trained_numel)
+        gradients = self._grad_bytes * (self.costs.owned_numel if self.reduces_each else self.costs.trained_numel)
         missing = np.cumsum(gradients[a:b]) * (c.num_microbatches == 1 and c.num_chunks == 1)
         over_time = np.cumsum(self.kept_bytes[a:b])
         forward = self.transient_bytes[a:b]

@@ -94,6 +94,11 @@ class StageBytes:
         sent = 0.0 if self._recipe.sent_outputs_freed else float(self.costs.crossing_bytes[b])
         return int(total + sent), max(0, int(peak["F"])), max(0, int(peak["B"]))
 
+    @property
+    def reduces_each(self) -> bool:
+        """Whether every microbatch's gradients are reduced, so that devices keep their share alone."""
+        return self.costs.candidate.zero_stage >= 2
+
     def drained_bytes(self, chunks: Sequence[tuple[int, int]], peak: int) -> int:
         """Of ``peak``, what counts where a rank's forward passes are all over before its gradients come into being:
         all of it, for frameworks that have them from the start."""
@@ -116,7 +121,7 @@ class StageBytes:
         parts = {
             "parameters": precision.param_bytes * (owned + frozen),
             "compute_copy": 0.0 if c.zero_stage == 3 else copies * numel,
-            "gradients": self._grad_bytes * (owned if c.zero_stage >= 2 else trained),
+            "gradients": self._grad_bytes * (owned if self.reduces_each else trained),
             "passing_gradients": self._recipe.passing_bytes * trained,
             "flat_buffers": self._recipe.buffer_bytes,
             "optimizer": precision.state_bytes * self.costs.setting.num_states * owned,
