@@ -11,7 +11,7 @@ from hardware_profiles.load import load_cluster
 from planner.capture.sources import capture_model
 from planner.graph import ModelGraph
 from planner.job import Constraints, Job
-from planner.solvers.search import model_flop, predict, search
+from planner.solvers.search import model_flop, search
 from planner.solvers.setting import Setting
 
 PAGE = (Path(__file__).parents[1] / "docs" / "by_hand.md").read_text()
@@ -44,7 +44,7 @@ def test_memory(graph: ModelGraph) -> None:
     cluster = load_cluster("h200-sxm:1x1")
     pins = Constraints(microbatch_size=1, recompute="none", memory_fraction=10.0)
     found = search(Setting(graph, cluster, Job(global_batch=1, seq_len=S)), pins, top=1).best[0]
-    parts = predict(found).memory[0].parts
+    parts = found.costs.stage_memory(0, 0, len(graph.segments)).parts
     per_parameter = {"parameters": 4, "compute_copy": 2, "gradients": 4, "optimizer": 8}
     assert {name: parts[name] for name in per_parameter} == {n: b * PARAMETERS for n, b in per_parameter.items()}
     layer = 16 * D + 8 * F + 4 * H + 8

@@ -24,7 +24,6 @@ ADVICE = {
     "GuardOnDataDependentSymNode": "a branch depends on a tensor's value; use torch.where",
     "UnsupportedFakeTensorException": "an operation has no shape rule; register one with torch.library.register_fake",
     "UnsupportedOperatorException": "an operation has no shape rule; register one with torch.library.register_fake",
-    "Expected inputs of BF16 type": "torch's grouped_mm has a shape rule for bfloat16 only; compute in bfloat16",
 }
 """By the name of an exception, or a part of its message."""
 

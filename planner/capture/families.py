@@ -280,6 +280,7 @@ class _Writer:
             fixed_seq_len=None,
             has_sequence=True,
             warnings=(),
+            inputs=old.inputs,
         )
 
     def _layers(self) -> dict[str, list[str]]:

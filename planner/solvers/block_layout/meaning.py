@@ -56,6 +56,10 @@ class Meaning:
         return tuple(along_tp if axis == "tp" else "sequence" for axis in self.axes)
 
     @property
+    def chunks(self) -> frozenset[int]:
+        return frozenset(param.num_chunks for param in self.layout.params.values())
+
+    @property
     def _sequence_parallel(self) -> bool:
         return self.candidate.sequence_parallel and self.candidate.tp > 1
 

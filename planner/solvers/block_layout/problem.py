@@ -15,7 +15,7 @@ comes from outside without a gradient (labels, masks, rotary angles) is there in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -94,6 +94,10 @@ class Settled(Protocol):
     def between(self) -> Sequence[Between]:
         """Per axis, how activations lie between blocks."""
 
+    @property
+    def chunks(self) -> Set[int]:
+        """Numbers of parts that sharded parameters hold one after another."""
+
     def choose(self, values: BlockValues, op: OpNode, offered: Sequence[Strategy]) -> Sequence[Strategy]:
         """Those that remain of the strategies of an operation."""
 
@@ -116,6 +120,7 @@ class _Builder:
     def build(self) -> BlockProblem:
         values, block, sizes = self.values, self.values.block, self.values.mesh.sizes
         free: list[Between] = ["any"] * len(sizes)
+        chunks = self.settled.chunks if self.settled else frozenset[int]()
         border = values.borders(self.settled.between if self.settled else free)
         source: dict[int, tuple[int, Sequence[Layout]]] = {}
         if block.inputs:
@@ -123,7 +128,7 @@ class _Builder:
             source.update((v, (entry, values.on(border, v))) for v in block.inputs)
         readers: dict[int, list[tuple[int, Sequence[Layout]]]] = {}
         for op in block_nodes(block, values.shapes, values.trained):
-            chosen, seconds = self._distinct(op, self._allowed(op, strategies(block, op, sizes)))
+            chosen, seconds = self._distinct(op, self._allowed(op, strategies(block, op, sizes, chunks)))
             node = self._add(Choice("op", op=op, strategies=tuple(chosen)), seconds)
             for k, v in enumerate(op.inputs):
                 readers.setdefault(v, []).append((node, [s.inputs[k] for s in chosen]))

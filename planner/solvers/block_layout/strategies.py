@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -25,12 +25,16 @@ class Strategy:
     """Devices that divide the operation among them; the others repeat it."""
 
 
-def strategies(block: Block, node: OpNode, sizes: Sequence[int]) -> tuple[Strategy, ...]:
+def strategies(
+    block: Block, node: OpNode, sizes: Sequence[int], chunks: Set[int] = frozenset()
+) -> tuple[Strategy, ...]:
     """All products of a node's options in which axes that divide one factor do so together, and no inner part of a
     width is sharded while its axis could divide the part around it (a head's elements while there are heads).
 
     Args:
         sizes: of the mesh axes, outer to inner.
+        chunks: numbers of parts that parameters are known to hold one after another (a fused gate and up projection):
+            these are no widths that an axis could divide.
     """
     found = []
     for chosen in product(*([o for o in node.options if _offers(o, size)] for size in sizes)):
@@ -42,7 +46,7 @@ def strategies(block: Block, node: OpNode, sizes: Sequence[int]) -> tuple[Strate
             outputs=tuple(zip(*(option.outputs for option in chosen), strict=True)),
             shares=prod(size for option, size in zip(chosen, sizes, strict=True) if option.factor is not None),
         )
-        if all(_outermost(layout, block.values[v], sizes) for v, layout in placed(node, strategy)):
+        if all(_outermost(layout, block.values[v], sizes, chunks) for v, layout in placed(node, strategy)):
             found.append(strategy)
     return tuple(found)
 
@@ -67,9 +71,9 @@ def _divide_together(chosen: Sequence[Option], sizes: Sequence[int]) -> bool:
     return True
 
 
-def _outermost(layout: Layout, value: Value, sizes: Sequence[int]) -> bool:
+def _outermost(layout: Layout, value: Value, sizes: Sequence[int], chunks: Set[int]) -> bool:
     for axis, placement in enumerate(layout):
-        if placement.chunks == 1 or value.dims[placement.dim].slope or value.dims[placement.dim].per_batch:
+        if placement.chunks in (1, *chunks) or value.dims[placement.dim].slope or value.dims[placement.dim].per_batch:
             continue
         taken = prod(
             size

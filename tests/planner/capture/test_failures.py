@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from planner.capture import lower
 from planner.errors import TraceError
-from tests.planner.capture import reference
 from tests.planner.capture.small import Layer, Stack, captured
-from tests.planner.models.reference import MIXTRAL
 
 
 class Branch(Layer):
@@ -64,11 +62,6 @@ def test_an_error_names_module_line_cause_and_way_out(
     assert f"{text}" in message and cause in message and "batch 2, seq_len 8" in message
     assert "What to do: " in message and advice in message
     assert type(caught.value.__cause__).__name__ == cause
-
-
-def test_experts_in_another_precision_are_told_of_the_one_that_works() -> None:
-    with pytest.raises(TraceError, match=r"MoEDecoder\.layers\.0\.moe\.experts at moe\.py:\d+.*compute in bfloat16"):
-        reference.built_at_one_point(MIXTRAL, 2, 16, torch.float32)
 
 
 def test_an_error_in_a_custom_backward_is_the_models() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from planner.capture.one_sample import one_sample
 from planner.capture.program import capture_program
 from planner.errors import TraceError
 from tests.planner.runtime.small import small
@@ -90,3 +91,34 @@ class Scaled(nn.Module):
 def test_a_parameter_given_as_an_argument_is_refused() -> None:
     with pytest.raises(TraceError, match=r"layers\.0 is given a parameter as an argument: let it hold"):
         program(Shared(), lambda batch, _: (torch.empty(batch, 8),), seq_len=1)
+
+
+class Expanded(nn.Module):
+    """Of one sample there is nothing to expand: torch leaves the operation out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return x.square().mean()
+
+
+def test_a_program_of_one_sample_has_the_operations_of_more() -> None:
+    one, two = (
+        program(Expanded(), lambda batch, _: (torch.empty(batch, 4, 8),), seq_len=1, batch=batch) for batch in (1, 2)
+    )
+    for alone, pair in zip(one.segments, two.segments, strict=True):
+        assert [call.target for call in alone.calls] == [call.target for call in pair.calls]
+        symbolic = one.graph.blocks[alone.segment.block]
+        assert [v.shape(1, 1) for v in symbolic.values] == [v.shape(1, 1) for v in alone.block.values]
+    assert one.segments[0].calls[0].args[1] == [1, -1, -1]
+
+
+def test_what_is_not_linear_in_the_samples_has_no_program_of_one() -> None:
+    with pytest.raises(TraceError, match="change with the number of samples: a with two of them, b with three"):
+        one_sample({"name": "a"}, {"name": "b"})

@@ -135,3 +135,27 @@ def test_a_loss_function_reads_the_last_tensor() -> None:
     torch.testing.assert_close(loss, expected)
     for fqn, grad in gradients(reference).items():
         torch.testing.assert_close(gradients(model)[fqn], grad)
+
+
+class Sliced(nn.Module):
+    """A slice that takes everything is the tensor itself, not a detached one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, 0:].square().mean()
+
+
+def test_a_slice_of_everything_passes_gradients_on() -> None:
+    torch.manual_seed(0)
+    model = Sliced()
+    given = Small(model, lambda batch, _: (torch.empty(batch, 8),), 1)
+    reference, (x,) = copy.deepcopy(model), given.batch(BATCH)
+    reference(x).backward()
+    run(stages_of(given), {"b0": x}).backward()
+    for fqn, grad in gradients(reference).items():
+        torch.testing.assert_close(gradients(model)[fqn], grad)

@@ -18,6 +18,7 @@ from planner.plan import BlockLayout, Candidate
 from planner.solvers.block_layout.planned import planned_layouts
 from planner.solvers.prices import BlockPrice, price_blocks
 from planner.solvers.setting import Setting
+from tests.planner.layouts.strategies.models import model as small_model
 
 SEQ_LEN = 4096
 
@@ -54,6 +55,22 @@ def test_both_formulations_communicate_the_same(model: str, tp: int, sequence_pa
     layers = next(b for b in found if b.calls > 1)
     price = next(p for b, p in zip(found, prices, strict=True) if b is layers)
     assert communicated(layers) == pytest.approx((price.forward.collectives, price.backward.collectives), rel=1e-9)
+
+
+@pytest.mark.parametrize("model", ["hf:mixtral", "thirds", "gpt"])
+def test_two_devices_divide_each_part_of_a_fused_projection(model: str) -> None:
+    """Two parts, gate and up, are no width that two devices could divide."""
+    pytest.importorskip("transformers", reason="an optional dependency: pip install 'meshwright[hf]'")
+    graph = small_model(model)
+    setting = Setting(graph, load_cluster("h100-sxm:1x2"), Job(global_batch=2, seq_len=8))
+    candidate = Candidate(
+        pp=1, dp_replicate=1, dp_shard=1, tp=2, sequence_parallel=False, zero_stage=0, microbatch_size=2,
+        num_microbatches=1, recompute="none",
+    )  # fmt: skip
+    found = planned_layouts(setting, candidate, analyse_model(graph).at(2))
+    assert len(found) == len(graph.blocks)
+    read = {text for block in found for op in block.operations for text in op.inputs}
+    assert {"hf:mixtral": "S(1/2)", "thirds": "S(1/3)", "gpt": "S(1)"}[model] in read
 
 
 @pytest.mark.parametrize("model", ["llama3-8b", "mixtral-8x7b", "deepseek-v3"])
