@@ -280,7 +280,7 @@ class _Writer:
             fixed_seq_len=None,
             has_sequence=True,
             warnings=(),
-            inputs=old.inputs,
+            inputs=tuple(replace(tensor, shape=("seq_len",)) for tensor in old.inputs),
         )
 
     def _layers(self) -> dict[str, list[str]]:

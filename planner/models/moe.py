@@ -7,8 +7,7 @@ Dropless routing without data-dependent shapes. Of T = B S tokens, each visits k
    fixed length E gives the end of each expert's rows;
 3. grouped matrix products run all experts at once; the rows are put back in token order, weighted and summed.
 
-``grouped_mm`` on real CPU tensors takes float32 and bfloat16, but its fake-tensor rule takes bfloat16 alone: capture
-this model in bfloat16. Rows of its operands must be multiples of 16 bytes.
+Rows of ``grouped_mm``'s operands must be multiples of 16 bytes.
 """
 
 from __future__ import annotations

@@ -34,12 +34,7 @@ def execute(op: Op, args: list[Any], shapes: list[tuple[int, ...]]) -> tuple[Ten
     if op.name == "rms_norm":
         x, weight, num_dims, eps = args
         eps = torch.finfo(torch.float32).eps if eps is None else eps
-        root = (
-            x.square()
-            .mean(tuple(range(-num_dims, 0)), keepdim=True)
-            .add(torch.finfo(torch.float32).eps if eps is None else eps)
-            .rsqrt()
-        )
+        root = x.square().mean(tuple(range(-num_dims, 0)), keepdim=True).add(eps).rsqrt()
         return x * root * (1.0 if weight is None else weight), root
     if op.name == "rms_norm_backward":
         grad, x, root, weight, _ = args

@@ -52,10 +52,8 @@ UNEVEN = (
 )
 """Vocabularies and widths that devices do not divide: those of embeddings and heads lie whole, or padded."""
 
-BF16 = tuple(
-    Case("gqa", {**changes, "precision": "bf16"})
-    for changes in (FSDP_TP, {"pp": 2, "dp_shard": 2, "num_microbatches": 2})
-)
+PP_FSDP = {"pp": 2, "dp_shard": 2, "num_microbatches": 2}
+BF16 = tuple(Case("gqa", {**changes, "precision": "bf16"}) for changes in (FSDP_TP, PP_FSDP))
 
 
 @pytest.fixture(autouse=True)
