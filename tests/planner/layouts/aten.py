@@ -14,6 +14,8 @@ from planner.graph import Op
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 
+EPS = 1e-5
+"""Of RMSNorm, where a call does not say."""
 ALLOCATIONS = {"new_zeros", "new_empty", "new_ones", "new_full", "zeros_like", "ones_like", "empty_like", "full_like"}
 SIZED = ALLOCATIONS | {"slice_backward", "select_backward"}
 
@@ -32,9 +34,8 @@ def execute(op: Op, args: list[Any], shapes: list[tuple[int, ...]]) -> tuple[Ten
     if op.name == "attention_backward":
         return _attention_backward(*args)
     if op.name == "rms_norm":
-        x, weight, num_dims, eps = args
-        eps = torch.finfo(torch.float32).eps if eps is None else eps
-        root = x.square().mean(tuple(range(-num_dims, 0)), keepdim=True).add(eps).rsqrt()
+        x, weight, num_dims, *eps = args
+        root = x.square().mean(tuple(range(-num_dims, 0)), keepdim=True).add(*eps or (EPS,)).rsqrt()
         return x * root * (1.0 if weight is None else weight), root
     if op.name == "rms_norm_backward":
         grad, x, root, weight, _ = args

@@ -16,11 +16,11 @@ from tests.planner.runtime.matrix import FSDP_TP, plans
 
 FOUR = {
     "gqa": (
-        "fsdp", "zero 1", "hsdp", "tp", "fsdp x tp + sp, selective", "pp x fsdp", "cp gathered", "cp ring",
-        "cp ulysses x ring", "cp ulysses x tp + sp, selective",
+        "zero 1", "hsdp", "tp", "fsdp x tp + sp, selective", "pp x fsdp", "cp gathered", "cp ring", "cp ulysses x ring",
+        "cp ulysses x tp + sp, selective",
     ),
     "mqa": ("tp + sp",),
-    "gpt": ("fsdp x tp + sp", "cp ring x tp + sp"),
+    "gpt": ("cp ring x tp + sp",),
     "thirds": ("fsdp x tp + sp",),
     "mixtral": (
         "ep x fsdp x tp + sp", "pp x ep", "ep x cp", "ep x fsdp, experts permuted", "ep, experts with replicas",
@@ -29,7 +29,7 @@ FOUR = {
     "mla": ("fsdp x tp + sp",),
     "resnet": ("fsdp x tp + sp",),
     "vit": ("fsdp x tp + sp",),
-    "hf llama": ("fsdp x tp + sp", "cp ring x fsdp"),
+    "hf llama": ("fsdp x tp + sp",),
 }  # fmt: skip
 EIGHT = {
     "gqa": (

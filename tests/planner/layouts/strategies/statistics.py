@@ -9,6 +9,7 @@ from torch import Tensor
 
 from planner.graph import Op
 from planner.layouts.strategies import Option
+from tests.planner.layouts import aten
 from tests.planner.layouts.strategies.running import Node, Ranks, all_reduce, outputs, positions
 
 
@@ -38,7 +39,7 @@ def of_rows(node: Node, option: Option, ranks: Ranks) -> Ranks:
 
 def _eps(op: Op) -> float:
     last = op.args[-1]
-    return last if isinstance(last, float) else torch.finfo(torch.float32).eps
+    return last if isinstance(last, float) else aten.EPS
 
 
 def _num_normalised(node: Node) -> int:
